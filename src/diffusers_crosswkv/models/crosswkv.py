@@ -1,0 +1,311 @@
+"""CrossWKV: cross-attention by the state of RWKV-7 (equations 4 to 16 of the paper).
+
+*Cross-attention for State-based model RWKV-7* (Xiao, Li, Lin, 2025) is "the paper" throughout. This file and
+`state_writer.py` translate between the single letters of the equations, used by the kernels, and the modules' words.
+"""
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from crosswkv_kernels import state_readout, wkv7
+from torch import nn
+
+from .state_writer import LowRank, StateWriter, Write
+
+FUSIONS = ("state", "paper", "prefix")
+
+
+class Projections(Protocol):
+    """Who owns the four large projections: a Diffusers `Attention`, or a `CrossWKV` that stands alone."""
+
+    to_q: nn.Module
+    to_k: nn.Module
+    to_v: nn.Module
+    to_out: nn.ModuleList
+
+
+class StateNorm(nn.Module):
+    """Equations 13, 14 and 16 for a state that is only read: `[B, T, H, K]` and `[B, H, V, K]` to `[B, T, H * V]`."""
+
+    def __init__(self, value_dim: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(value_dim))
+        self.bias = nn.Parameter(torch.zeros(value_dim))
+        self.eps = eps
+
+    def forward(self, receptance: torch.Tensor, state: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        return state_readout(receptance, state, self.weight, self.bias, gate, self.eps)
+
+
+class ScanNorm(nn.Module):
+    """Equations 14 to 16 for the output of a scan: norm per head, plus the bonus, times the gate."""
+
+    def __init__(self, num_heads: int, head_dim: int, value_dim: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(value_dim))
+        self.bias = nn.Parameter(torch.zeros(value_dim))
+        self.r_k = nn.Parameter(torch.full((num_heads, head_dim), -0.04))
+        self.eps = eps
+
+    def forward(
+        self,
+        output: torch.Tensor,
+        receptance: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        gate: torch.Tensor,
+    ) -> torch.Tensor:
+        """`output`, `value` are `[B, T, H, V]`, `receptance`, `key` `[B, T, H, K]`; all but the gate may stop early.
+
+        A token behind their end has a zero receptance: it reads zero, and its bonus is zero.
+        """
+        bonus = (receptance * key * self.r_k).sum(-1, keepdim=True) * value  # (15)
+        rest = gate.shape[1] - output.shape[1]
+        normed = F.layer_norm(output.float(), output.shape[-1:], eps=self.eps).flatten(-2)
+        normed = normed * self.weight + self.bias + bonus.flatten(-2)
+        if rest:
+            normed = torch.cat((normed, self.bias.expand(normed.shape[0], rest, -1).to(normed.dtype)), dim=1)
+        return (normed * gate).to(gate.dtype)  # (16)
+
+
+class CrossWKV(nn.Module):
+    """Cross-attention of image tokens to text by the state of RWKV-7; equations 4 to 16 of the paper.
+
+    Args:
+        hidden_size: width D of the image tokens; also H * K, the width of receptance and keys.
+        cross_attention_dim: width D_q of the text tokens.
+        head_dim: K, must divide `hidden_size`; H = `hidden_size / head_dim`.
+        fusion: how text and image meet.
+            `state`: the text is scanned once into a state, and every image token reads it.
+            `prefix`: the image tokens scan on from the text's state.
+            `paper`: the image is scanned, text token t is the receptance of image token t (equations 6 and 7).
+        value_dim: D_v, the width of the values; a multiple of H, `hidden_size` if None.
+        decay_rank, in_context_lr_rank, gate_rank, value_rank: ranks of the LoRAs of equations 8, 9, 9 and 10.
+        layer_index: place of this layer in its network, in the order of execution.
+        num_layers: number of CrossWKV layers of the network; with `layer_index` it sets the initial values.
+        group: layers of one group share the value of their first layer (equation 10).
+        first_in_group: whether this is that layer.
+        own_projections: build `to_q`, `to_k`, `to_v` and `to_out`. Off where a Diffusers `Attention` has them.
+
+    Raises:
+        ValueError: an unknown `fusion`, or widths that do not divide.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        cross_attention_dim: int,
+        head_dim: int = 64,
+        fusion: str = "state",
+        *,
+        value_dim: int | None = None,
+        decay_rank: int = 64,
+        in_context_lr_rank: int = 64,
+        gate_rank: int = 128,
+        value_rank: int = 16,
+        layer_index: int = 0,
+        num_layers: int = 1,
+        group: int = 0,
+        first_in_group: bool = True,
+        own_projections: bool = True,
+    ):
+        super().__init__()
+        value_dim = hidden_size if value_dim is None else value_dim
+        check_sizes(hidden_size, head_dim, value_dim, fusion)
+        self.hidden_size, self.cross_attention_dim = hidden_size, cross_attention_dim
+        self.head_dim, self.value_dim = head_dim, value_dim
+        self.num_heads = hidden_size // head_dim
+        self.fusion = fusion
+        self.layer_index, self.group, self.first_in_group = layer_index, group, first_in_group
+        ranks = {"decay_rank": decay_rank, "in_context_lr_rank": in_context_lr_rank, "value_rank": value_rank}
+        place = {"position": layer_index / max(num_layers - 1, 1), "first_in_group": first_in_group}
+        sizes = (hidden_size, value_dim, head_dim)
+        eps = head_dim * 1e-5
+
+        if fusion != "paper":
+            self.text_writer = StateWriter(cross_attention_dim, *sizes, **ranks, **place, with_gate_mix=False)
+        if fusion != "state":
+            self.image_writer = StateWriter(hidden_size, *sizes, **ranks, **place, with_gate_mix=True)
+        if fusion == "prefix":
+            self.image_to_k = nn.Linear(hidden_size, hidden_size, bias=False)
+            self.image_to_v = nn.Linear(hidden_size, value_dim, bias=False)
+        gate_bias = None if fusion == "paper" else torch.ones(value_dim)
+        self.gate_lora = LowRank(hidden_size, value_dim, gate_rank, torch.sigmoid, gate_bias)
+        if fusion == "state":
+            self.norm: nn.Module = StateNorm(value_dim, eps)
+        else:
+            self.norm = ScanNorm(self.num_heads, head_dim, value_dim, eps)
+        if own_projections:
+            for name, (in_features, out_features, bias) in self.projection_sizes().items():
+                linear = nn.Linear(in_features, out_features, bias=bias)
+                setattr(self, name, nn.ModuleList([linear, nn.Identity()]) if name == "to_out" else linear)
+
+    def projection_sizes(self) -> dict[str, tuple[int, int, bool]]:
+        """`{name: (in_features, out_features, bias)}` of the four projections: in `paper`, text and image swap."""
+        receptance_dim, written_dim = self.hidden_size, self.cross_attention_dim
+        if self.fusion == "paper":
+            receptance_dim, written_dim = written_dim, receptance_dim
+        return {
+            "to_q": (receptance_dim, self.hidden_size, False),
+            "to_k": (written_dim, self.hidden_size, False),
+            "to_v": (written_dim, self.value_dim, False),
+            "to_out": (self.value_dim, self.hidden_size, True),
+        }
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        encoder_attention_mask: torch.Tensor | None = None,
+        first_value: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The layer alone: image `[B, T, D]`, text `[B, L, D_q]` and its mask `[B, L]` (1 = keep) to `[B, T, D]`.
+
+        `first_value` is needed if the layer was built with `first_in_group=False`: `[B, L, D_v]` in `state` fusion,
+        `[B, T, D_v]` (`[B, min(L, T), D_v]` suffices) in `paper`; `prefix` takes the pair of both.
+
+        Raises:
+            ValueError: widths or the mask do not fit the layer.
+        """
+        check_text(encoder_hidden_states, encoder_attention_mask, self.cross_attention_dim)
+        if hidden_states.ndim != 3 or hidden_states.shape[-1] != self.hidden_size:
+            raise ValueError(
+                f"`hidden_states` must be [B, T, D] with D = {self.hidden_size}, got {list(hidden_states.shape)}."
+            )
+        return attend_alone(self, self, hidden_states, encoder_hidden_states, encoder_attention_mask, first_value)
+
+    def write_text(
+        self,
+        projections: Projections,
+        text: torch.Tensor,
+        previous: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+        first_value: torch.Tensor | None = None,
+    ) -> tuple[Write, torch.Tensor]:
+        """What the text `[B, L, D_q]` writes (`state`, `prefix`), and its value `[B, L, D_v]` before equation 10."""
+        x_w, x_k, x_v, x_a = self.text_writer.mix(text, previous)
+        value = projections.to_v(x_v)
+        return self.text_writer(projections.to_k(x_k), value, x_w, x_v, x_a, first_value, mask), value
+
+    def read(self, projections: Projections, hidden_states: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        """`state` fusion: every image token reads the text's state; `[B, T, D]` to `[B, T, D]`.
+
+        Nothing here depends on a token's neighbours: permuting the image tokens permutes the result.
+        """
+        receptance = projections.to_q(hidden_states).unflatten(-1, (self.num_heads, -1))
+        return apply_out(projections, self.norm(receptance, state, self.gate_lora(hidden_states)))
+
+    def receptance_of_text(
+        self, projections: Projections, text: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """`paper` fusion: the receptances `[B, L, H, K]`, masked tokens zero and behind all others."""
+        receptance = projections.to_q(text).unflatten(-1, (self.num_heads, -1))
+        if mask is None:
+            return receptance
+        order = torch.argsort((~mask).byte(), dim=1, stable=True)[:, :, None, None]
+        return receptance.masked_fill(~mask[:, :, None, None], 0).take_along_dim(order, dim=1)
+
+    def scan_image(
+        self,
+        projections: Projections,
+        hidden_states: torch.Tensor,
+        *,
+        receptance: torch.Tensor | None = None,
+        initial_state: torch.Tensor | None = None,
+        first_value: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`paper` (with the text's receptance) and `prefix` (from the text's state): the image is scanned.
+
+        Returns the output `[B, T, D]` and the image's value before equation 10, `[B, R, D_v]`. In `paper` the scan
+        stops after R = min(L, T) tokens: behind them the receptance is zero (equation 6), and they read zero.
+        """
+        x_w, x_k, x_v, x_a, x_g = self.image_writer.mix(hidden_states)
+        if receptance is None:
+            receptance = projections.to_q(hidden_states).unflatten(-1, (self.num_heads, -1))
+            to_k, to_v = self.image_to_k, self.image_to_v
+        else:
+            to_k, to_v = projections.to_k, projections.to_v
+        rows = min(receptance.shape[1], hidden_states.shape[1])
+        receptance, x_w, x_k, x_v, x_a = (x[:, :rows] for x in (receptance, x_w, x_k, x_v, x_a))
+        value = to_v(x_v)
+        first_value = None if first_value is None else first_value[:, :rows]
+        write = self.image_writer(to_k(x_k), value, x_w, x_v, x_a, first_value)
+        output, _ = wkv7(receptance, *write, initial_state=initial_state)
+        normed = self.norm(output, receptance, write.k, write.v, self.gate_lora(x_g))
+        return apply_out(projections, normed), value
+
+
+def attend_alone(
+    layer: CrossWKV,
+    projections: Projections,
+    hidden_states: torch.Tensor,
+    text: torch.Tensor,
+    mask: torch.Tensor | None,
+    first_value: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """One layer from text tokens to output, outside a U-Net that prepares the text of all layers at once."""
+    if mask is not None:
+        mask = mask.bool()
+    if layer.fusion == "paper":
+        receptance = layer.receptance_of_text(projections, text, mask)
+        return layer.scan_image(projections, hidden_states, receptance=receptance, first_value=first_value)[0]
+    text_value, image_value = first_value if isinstance(first_value, tuple) else (first_value, None)
+    previous = previous_tokens(text, mask)[0]
+    write, _ = layer.write_text(projections, text, previous, mask, text_value)
+    _, state = wkv7(None, *write)
+    if layer.fusion == "state":
+        return layer.read(projections, hidden_states, state)
+    return layer.scan_image(projections, hidden_states, initial_state=state, first_value=image_value)[0]
+
+
+def apply_out(projections: Projections, x: torch.Tensor) -> torch.Tensor:
+    for layer in projections.to_out:
+        x = layer(x)
+    return x
+
+
+def previous_tokens(
+    text: torch.Tensor, mask: torch.Tensor | None, last_token: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What stands before each token `[B, L, D_q]` if masked tokens are deleted, and the last kept token `[B, D_q]`.
+
+    `last_token` is the last token of the text that this one continues; zeros stand before a first token.
+    """
+    start = torch.zeros_like(text[:, 0]) if last_token is None else last_token.to(text)
+    sequence = torch.cat((start[:, None], text), dim=1)  # [B, 1 + L, D_q]
+    if mask is None:
+        return sequence[:, :-1], sequence[:, -1]
+    places = torch.arange(1, sequence.shape[1], device=text.device) * mask  # 0 where masked
+    latest = F.pad(places.cummax(dim=1).values, (1, 0))[:, :, None]  # [B, 1 + L, 1], the latest kept place
+    return sequence.take_along_dim(latest[:, :-1], dim=1), sequence.take_along_dim(latest[:, -1:], dim=1)[:, 0]
+
+
+def check_sizes(hidden_size: int, head_dim: int, value_dim: int, fusion: str) -> None:
+    if fusion not in FUSIONS:
+        raise ValueError(f"`fusion` must be one of {', '.join(FUSIONS)}, got {fusion!r}.")
+    if head_dim < 1 or hidden_size % head_dim:
+        raise ValueError(
+            f"`head_dim` must divide `hidden_size`, got {head_dim} and {hidden_size}; "
+            f"choose one of {[n for n in range(8, min(hidden_size, 128) + 1) if hidden_size % n == 0]}."
+        )
+    num_heads = hidden_size // head_dim
+    if value_dim < 1 or value_dim % num_heads:
+        raise ValueError(
+            f"`value_dim` must be a multiple of the number of heads, got {value_dim} and {num_heads} heads "
+            f"(`hidden_size` {hidden_size} / `head_dim` {head_dim}); "
+            f"{num_heads * max(value_dim // num_heads, 1)} would do."
+        )
+
+
+def check_text(text: torch.Tensor, mask: torch.Tensor | None, cross_attention_dim: int) -> None:
+    """Shapes of text tokens `[B, L, D_q]` and their mask `[B, L]`, L >= 1."""
+    if text.ndim != 3 or text.shape[1] < 1 or text.shape[-1] != cross_attention_dim:
+        raise ValueError(
+            f"`encoder_hidden_states` must be [B, L, D_q] with L >= 1 and D_q = cross_attention_dim = "
+            f"{cross_attention_dim}, got {list(text.shape)}; is this the text encoder that the model was made for?"
+        )
+    if mask is not None and mask.shape != text.shape[:2]:
+        raise ValueError(
+            f"`encoder_attention_mask` must be [B, L] = {list(text.shape[:2])} like the text, got {list(mask.shape)}."
+        )

@@ -1,0 +1,30 @@
+"""Where RWKV-7's parameters start (RWKV-LM, x070), one tensor per function.
+
+`position` is the layer's place in its network, 0 for the first to 1 for the last.
+"""
+
+import torch
+
+
+def channel_ramp(width: int) -> torch.Tensor:
+    """-0.5 at the first channel to 0.5 at the last."""
+    return torch.linspace(-0.5, 0.5, width)
+
+
+def head_zigzag(width: int, head_dim: int) -> torch.Tensor:
+    """-1 to 1 inside every head, quadratic: neighbours in a head start different (RWKV-LM, x070)."""
+    x = torch.linspace(-1, 1, head_dim) if head_dim > 1 else torch.zeros(1)
+    return (x * x.abs()).repeat(width // head_dim)
+
+
+def initial_decay(width: int, head_dim: int, position: float) -> torch.Tensor:
+    """Bias of the log decay before its sigmoid: from channels that keep nearly all to channels that forget fast."""
+    ramp = torch.linspace(0, 1, width) ** (1 + position**0.3)
+    return -5.5 + 6 * ramp + 2.5 * head_zigzag(width, head_dim)
+
+
+def initial_mix(width: int, position: float, with_gate: bool) -> torch.Tensor:
+    """`mu` of w, k, v, a (and g): early channels look back, late ones do not, deeper layers less (RWKV-LM, x070)."""
+    channel = torch.arange(width) / width
+    powers = (0.9, 0.7, 0.7, 0.9, 0.2)[: 5 if with_gate else 4]
+    return torch.stack([1 - channel ** (power * (1 - position)) for power in powers])

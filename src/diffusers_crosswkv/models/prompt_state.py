@@ -1,0 +1,210 @@
+"""The prompt as a value of constant size: what all layers know of a text, whatever its length."""
+
+import json
+import os
+import tempfile
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import safetensors
+import safetensors.torch
+import torch
+
+FORMAT = "diffusers_crosswkv.PromptState"
+FORMAT_VERSION = 1
+FINGERPRINT_TOLERANCE = 0.05  # rounding to bfloat16 moves a weight by 0.4 %, another training by about 100 %
+
+
+class Fingerprinted(Protocol):
+    """A model that can show a few of its weights."""
+
+    def fingerprint(self) -> torch.Tensor | None: ...
+
+
+@dataclass(frozen=True)
+class PromptStateSpec:
+    """What a U-Net's prompt states look like."""
+
+    fusion: str
+    shapes: tuple[tuple[int, int, int], ...]  # per layer H, V, K
+    text_dim: int
+
+
+@dataclass(frozen=True, eq=False)
+class PromptState:
+    """The states of all CrossWKV layers for a batch of prompts.
+
+    Made by [`DIR7UNet2DConditionModel.encode_prompt`]; passed to the U-Net as
+    `cross_attention_kwargs={"prompt_state": state}`, or to `encode_prompt` to continue the text. A value: no method
+    changes it.
+
+    Args:
+        states: per layer, in the order of execution, `[B, H, V, K]`.
+        last_token: `[B, D_q]`, the last token that was scanned: a continuation mixes it into its first token.
+        fusion: the fusion of the U-Net, `state` or `prefix`.
+        fingerprint: `[layers, n]`, some weights of the U-Net that wrote the states.
+    """
+
+    states: tuple[torch.Tensor, ...]
+    last_token: torch.Tensor
+    fusion: str
+    fingerprint: torch.Tensor
+    _accepted: weakref.WeakSet = field(default_factory=weakref.WeakSet, repr=False)
+
+    @property
+    def batch_size(self) -> int:
+        return self.last_token.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.last_token.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the states."""
+        return self.states[0].dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the tensors take; the same for a prompt of one token and of ten thousand."""
+        return sum(x.nbytes for x in (*self.states, self.last_token, self.fingerprint))
+
+    def __len__(self) -> int:
+        return self.batch_size
+
+    def __getitem__(self, index: int | slice | Sequence[int] | torch.Tensor) -> "PromptState":
+        """Prompts of the batch, by number, slice, list of numbers or mask; always with a batch dimension."""
+        if isinstance(index, int):
+            if not -self.batch_size <= index < self.batch_size:
+                raise IndexError(f"prompt {index} of a PromptState with {self.batch_size} prompts")
+            index = [index]
+        elif not isinstance(index, slice | torch.Tensor):
+            index = list(index)
+        return self._with(tuple(x[index] for x in self.states), self.last_token[index])
+
+    @staticmethod
+    def cat(states: Sequence["PromptState"]) -> "PromptState":
+        """One state for all prompts of several, in order.
+
+        Raises:
+            ValueError: there are none, or they come from different models.
+        """
+        if len(states) == 0:
+            raise ValueError("`PromptState.cat` needs at least one state, got none.")
+        first = states[0]
+        for i, state in enumerate(states):
+            _check_same("fusion", first.fusion, state.fusion, f"prompt state {i}")
+            _check_same("layers [H, V, K]", first._shapes, state._shapes, f"prompt state {i}")
+            _check_fingerprint(first.fingerprint, state.fingerprint, f"prompt state {i}")
+        layers = zip(*(state.states for state in states), strict=True)
+        return first._with(
+            tuple(torch.cat([x.to(layer[0]) for x in layer]) for layer in layers),
+            torch.cat([state.last_token.to(first.last_token) for state in states]),
+        )
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "PromptState":
+        """On another device, or the states in another dtype; they are read in float32 whatever they are kept in."""
+        return self._with(
+            tuple(x.to(device=device, dtype=dtype) for x in self.states),
+            self.last_token.to(device=device, dtype=dtype),
+        )
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write a safetensors file, whole or not at all."""
+        path = Path(path)
+        tensors = {f"states.{i}": x.detach().contiguous().cpu() for i, x in enumerate(self.states)}
+        tensors |= {"last_token": self.last_token.detach().contiguous().cpu(), "fingerprint": self.fingerprint.cpu()}
+        metadata = {"format": FORMAT, "version": str(FORMAT_VERSION), "fusion": self.fusion}
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            written = Path(folder, path.name)
+            safetensors.torch.save_file(tensors, written, metadata)
+            os.replace(written, path)
+
+    @staticmethod
+    def load(path: str | os.PathLike) -> "PromptState":
+        """Read what [`~PromptState.save`] wrote, onto the CPU.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is damaged, holds something else, was written by a newer version, or is not finite.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"There is no prompt state at {path}; `PromptState.save` writes one.")
+        try:
+            with safetensors.safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (safetensors.SafetensorError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"{path} is no complete safetensors file ({error}); save the prompt state again."
+            ) from error
+        if metadata.get("format") != FORMAT or not {"states.0", "last_token", "fingerprint"} <= tensors.keys():
+            raise ValueError(
+                f"{path} holds no prompt state, but {sorted(tensors)[:3]} ...; `PromptState.save` writes one."
+            )
+        if int(metadata["version"]) > FORMAT_VERSION:
+            raise ValueError(
+                f"{path} has prompt state format {metadata['version']}, this version reads up to {FORMAT_VERSION}; "
+                "upgrade diffusers_crosswkv."
+            )
+        not_finite = [name for name, x in tensors.items() if not x.isfinite().all()]
+        if not_finite:
+            raise ValueError(f"{path} must be finite, but {', '.join(not_finite)} is not; encode the prompt again.")
+        states = tuple(tensors[f"states.{i}"] for i in range(len(tensors) - 2))
+        return PromptState(states, tensors["last_token"], metadata["fusion"], tensors["fingerprint"])
+
+    def check(self, model: "Fingerprinted", spec: PromptStateSpec, batch_size: int) -> None:
+        """Refuse a model that this state was not made for.
+
+        Shapes are compared every time; weights, which may lie on another device, once per model.
+
+        Raises:
+            ValueError: fusion, layers, text width, weights or batch size differ.
+        """
+        _check_same("fusion", spec.fusion, self.fusion, "the prompt state")
+        _check_same("layers [H, V, K]", spec.shapes, self._shapes, "the prompt state")
+        _check_same("text width", spec.text_dim, self.last_token.shape[-1], "the prompt state")
+        if self.batch_size != batch_size:
+            raise ValueError(
+                f"The prompt state must hold one prompt per sample, got {self.batch_size} and {batch_size}; "
+                "repeat prompts by indexing: state[[0, 0, 1, 1]]."
+            )
+        if torch.compiler.is_compiling() or model in self._accepted:
+            return
+        fingerprint = model.fingerprint()
+        if fingerprint is not None and self.fingerprint.numel() > 0:
+            _check_fingerprint(fingerprint, self.fingerprint, "the prompt state")
+            self._accepted.add(model)
+
+    def accepted_by(self, model: "Fingerprinted") -> "PromptState":
+        """This state, known to fit `model`, which wrote it."""
+        self._accepted.add(model)
+        return self
+
+    @property
+    def _shapes(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(x.shape[1:]) for x in self.states)
+
+    def _with(self, states: tuple[torch.Tensor, ...], last_token: torch.Tensor) -> "PromptState":
+        return PromptState(states, last_token, self.fusion, self.fingerprint, weakref.WeakSet(self._accepted))
+
+
+def _check_same(what: str, expected: object, got: object, where: str) -> None:
+    if got != expected:
+        raise ValueError(
+            f"{where} must have the {what} of this model, {expected}, got {got}: it was made for another model. "
+            "Encode the prompt with this one."
+        )
+
+
+def _check_fingerprint(expected: torch.Tensor, got: torch.Tensor, where: str) -> None:
+    expected, got = expected.float().cpu(), got.float().cpu()
+    difference = ((got - expected).norm() / expected.norm()).item() if got.shape == expected.shape else float("inf")
+    if not difference <= FINGERPRINT_TOLERANCE:
+        raise ValueError(
+            f"{where} must come from a model with these weights, but those that wrote it differ by {difference:.0%} "
+            f"(allowed {FINGERPRINT_TOLERANCE:.0%}): it was made for another model. Encode the prompt with this one."
+        )

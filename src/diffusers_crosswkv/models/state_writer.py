@@ -1,0 +1,130 @@
+"""What tokens write into the state: equations 4, 5 and 8 to 12 of the paper, the projections of 7 in between."""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from crosswkv_kernels import token_shift_mix
+from torch import nn
+
+from .initial_values import channel_ramp, head_zigzag, initial_decay, initial_mix
+
+
+class Write(NamedTuple):
+    """What a sequence of tokens writes: the arguments of `wkv7` besides the receptance."""
+
+    w: torch.Tensor  # [B, T, H, K]
+    k: torch.Tensor  # [B, T, H, K]
+    v: torch.Tensor  # [B, T, H, V]
+    kappa: torch.Tensor  # [B, T, H, K]
+    a: torch.Tensor  # [B, T, H, K]
+
+
+class LowRank(nn.Module):
+    """`expand(activation(reduce(x)))`, the LoRAs of equations 8 to 10: `[B, T, in] -> [B, T, out]`.
+
+    The bias belongs to `expand`; its initial value is what the module returns for an untrained network, nearly.
+    """
+
+    def __init__(self, in_features: int, out_features: int, rank: int, activation, bias: torch.Tensor | None):
+        super().__init__()
+        self.reduce = nn.Linear(in_features, rank, bias=False)
+        self.expand = nn.Linear(rank, out_features, bias=bias is not None)
+        self.activation = activation
+        nn.init.zeros_(self.reduce.weight)
+        nn.init.orthogonal_(self.expand.weight, gain=0.1)
+        if bias is not None:
+            self.expand.bias = nn.Parameter(bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.expand(self.activation(self.reduce(x)))
+
+
+class TokenShiftMix(nn.Module):
+    """Equations 4 and 5: `[B, T, D]` mixed with its predecessor in `n` ways, a tuple of `n` tensors."""
+
+    def __init__(self, mu: torch.Tensor):
+        super().__init__()
+        self.mu = nn.Parameter(mu)
+
+    def forward(self, x: torch.Tensor, previous: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
+        return token_shift_mix(x, self.mu, previous).unbind(0)
+
+
+class StateWriter(nn.Module):
+    """Equations 8 to 12: what tokens of one source, text or image, write into the state.
+
+    The projections of key and value (7) happen between `mix` and the call, by whoever owns them.
+    """
+
+    def __init__(
+        self,
+        source_dim: int,
+        key_dim: int,
+        value_dim: int,
+        head_dim: int,
+        *,
+        decay_rank: int,
+        in_context_lr_rank: int,
+        value_rank: int,
+        position: float,
+        first_in_group: bool,
+        with_gate_mix: bool,
+    ):
+        super().__init__()
+        self.num_heads = key_dim // head_dim
+        self.mix = TokenShiftMix(initial_mix(source_dim, position, with_gate_mix))
+        self.decay_lora = LowRank(
+            source_dim, key_dim, decay_rank, torch.tanh, initial_decay(key_dim, head_dim, position)
+        )
+        ramp, zigzag = channel_ramp(key_dim), head_zigzag(key_dim, head_dim)
+        in_context_lr = -0.19 + 0.3 * zigzag + 0.4 * ramp
+        self.in_context_lr_lora = LowRank(source_dim, key_dim, in_context_lr_rank, identity, in_context_lr)
+        self.value_lora = None
+        if not first_in_group:
+            self.value_lora = LowRank(
+                source_dim, value_dim, value_rank, identity, 0.73 - 0.4 * channel_ramp(value_dim)
+            )
+        self.k_k = nn.Parameter(0.85 - 0.1 * ramp)  # zero would be a trap: the erase term's gradient would stay zero
+        self.k_a = nn.Parameter(torch.full((key_dim,), 1.02))
+
+    def forward(
+        self,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        x_w: torch.Tensor,
+        x_v: torch.Tensor,
+        x_a: torch.Tensor,
+        first_value: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+    ) -> Write:
+        log_decay = -math.exp(-0.5) * torch.sigmoid(self.decay_lora(x_w).float())  # (8)
+        in_context_lr = torch.sigmoid(self.in_context_lr_lora(x_a).float())  # (9)
+        if self.value_lora is not None:  # (10)
+            if first_value is None:
+                raise ValueError(
+                    "`first_value` is required: this layer mixes the value of the first layer of its group into "
+                    "its own (equation 10). Call the layer through its U-Net, or build it with `first_in_group=True`."
+                )
+            value = torch.lerp(value, first_value, torch.sigmoid(self.value_lora(x_v)))
+        removal_key = F.normalize(self._heads(key.float() * self.k_k), dim=-1)  # (11)
+        key = key * (1 + (in_context_lr - 1) * self.k_a)
+        write = Write(
+            w=self._heads(log_decay),
+            k=self._heads(key),
+            v=self._heads(value),
+            kappa=removal_key,
+            a=self._heads(in_context_lr),
+        )  # (12)
+        if mask is None:
+            return write
+        keep = mask[:, :, None, None]
+        return Write(*(x.masked_fill(~keep, 0) for x in write))
+
+    def _heads(self, x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(-1, (self.num_heads, -1))
+
+
+def identity(x: torch.Tensor) -> torch.Tensor:
+    return x
