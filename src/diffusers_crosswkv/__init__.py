@@ -1,0 +1,23 @@
+"""DIR-7 for Diffusers: text-to-image with RWKV-7's matrix state in the place of softmax cross-attention."""
+
+import sys
+
+from diffusers import ModelMixin
+
+from .models import CrossWKV, CrossWKVAttnProcessor, DIR7UNet2DConditionModel, PromptState
+from .pipelines import DIR7Pipeline
+from .presets import load_preset
+from .registration import register
+
+__version__ = "0.1.0.dev0"
+__all__ = [
+    "CrossWKV",
+    "CrossWKVAttnProcessor",
+    "DIR7Pipeline",
+    "DIR7UNet2DConditionModel",
+    "ModelMixin",  # Diffusers looks the base class of our components up in this namespace
+    "PromptState",
+    "load_preset",
+]
+
+register(sys.modules[__name__])

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from crosswkv_kernels import state_readout, wkv7
 from torch import nn
 
-from .state_writer import LowRank, StateWriter, Write
+from .state_writer import LowRank, StateWriter, Write, at_least_float32
 
 FUSIONS = ("state", "paper", "prefix")
 
@@ -62,7 +62,7 @@ class ScanNorm(nn.Module):
         """
         bonus = (receptance * key * self.r_k).sum(-1, keepdim=True) * value  # (15)
         rest = gate.shape[1] - output.shape[1]
-        normed = F.layer_norm(output.float(), output.shape[-1:], eps=self.eps).flatten(-2)
+        normed = F.layer_norm(at_least_float32(output), output.shape[-1:], eps=self.eps).flatten(-2)
         normed = normed * self.weight + self.bias + bonus.flatten(-2)
         if rest:
             normed = torch.cat((normed, self.bias.expand(normed.shape[0], rest, -1).to(normed.dtype)), dim=1)

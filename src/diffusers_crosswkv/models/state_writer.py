@@ -99,8 +99,8 @@ class StateWriter(nn.Module):
         first_value: torch.Tensor | None = None,
         mask: torch.Tensor | None = None,
     ) -> Write:
-        log_decay = -math.exp(-0.5) * torch.sigmoid(self.decay_lora(x_w).float())  # (8)
-        in_context_lr = torch.sigmoid(self.in_context_lr_lora(x_a).float())  # (9)
+        log_decay = -math.exp(-0.5) * torch.sigmoid(at_least_float32(self.decay_lora(x_w)))  # (8)
+        in_context_lr = torch.sigmoid(at_least_float32(self.in_context_lr_lora(x_a)))  # (9)
         if self.value_lora is not None:  # (10)
             if first_value is None:
                 raise ValueError(
@@ -108,7 +108,7 @@ class StateWriter(nn.Module):
                     "its own (equation 10). Call the layer through its U-Net, or build it with `first_in_group=True`."
                 )
             value = torch.lerp(value, first_value, torch.sigmoid(self.value_lora(x_v)))
-        removal_key = F.normalize(self._heads(key.float() * self.k_k), dim=-1)  # (11)
+        removal_key = F.normalize(self._heads(at_least_float32(key) * self.k_k), dim=-1)  # (11)
         key = key * (1 + (in_context_lr - 1) * self.k_a)
         write = Write(
             w=self._heads(log_decay),
@@ -128,3 +128,7 @@ class StateWriter(nn.Module):
 
 def identity(x: torch.Tensor) -> torch.Tensor:
     return x
+
+
+def at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -3,9 +3,9 @@
 The classes and files are those of a large checkpoint, so that everything else treats both alike.
 """
 
+import json
 from collections.abc import Iterable
 
-import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -39,8 +39,6 @@ def fit_tokenizer(captions: Iterable[str], max_length: int = 77, min_frequency: 
 
 
 def merges_of(tokenizer: Tokenizer) -> list[tuple[str, str]]:
-    import json
-
     return [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
 
 
@@ -59,7 +57,3 @@ def make_text_encoder(tokenizer: CLIPTokenizer, hidden_size: int, num_layers: in
         pad_token_id=tokenizer.pad_token_id,
     )
     return CLIPTextModel(config)
-
-
-def tokenize(tokenizer: CLIPTokenizer, prompts: list[str], prepend_endoftext: bool) -> dict[str, torch.Tensor]:
-    raise NotImplementedError

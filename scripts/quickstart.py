@@ -1,0 +1,52 @@
+"""Train DIR-7 on real handwritten digits, save it, load it in a new process, draw digits in four languages.
+
+    python scripts/quickstart.py [--output-dir runs/quickstart] [--steps 1000]
+
+Ctrl-C stops and saves; the same command goes on.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from diffusers_crosswkv.quickstart import PIPELINE_DIR, describe, draw_digits, train_digits, write_report
+from diffusers_crosswkv.training import TrainingInterrupted
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output-dir", type=Path, default=Path("runs/quickstart"))
+    parser.add_argument("--steps", type=int, default=1000, help="training steps")
+    parser.add_argument("--num-images", type=int, default=400, help="digits to generate, a multiple of 40")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--draw-only", action="store_true", help="use the pipeline that is there")
+    arguments = parser.parse_args()
+    if arguments.draw_only:
+        return draw(arguments)
+    start = time.perf_counter()
+    try:
+        pipeline_dir = train_digits(arguments.output_dir, arguments.steps, arguments.seed)
+    except TrainingInterrupted as stopped:
+        print(f"{stopped} Run the same command to go on.")
+        return 130
+    except (OSError, ValueError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
+    print(f"training {time.perf_counter() - start:.1f} s, pipeline in {pipeline_dir}", flush=True)
+    return subprocess.run([sys.executable, *sys.argv, "--draw-only"], check=False).returncode
+
+
+def draw(arguments: argparse.Namespace) -> int:
+    folder = arguments.output_dir
+    try:
+        report = draw_digits(folder / PIPELINE_DIR, folder / "digits.png", arguments.num_images, arguments.seed)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    write_report(report, folder / "report.json")
+    print(describe(report))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

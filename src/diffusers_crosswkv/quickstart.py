@@ -1,0 +1,147 @@
+"""The shortest way through the whole library: train on real digits, save, load in a new process, draw, judge."""
+
+import json
+import os
+import random
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from diffusers import DDPMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
+from PIL import Image, ImageDraw, ImageFont
+
+from .data.digits import LANGUAGES, all_captions, caption, load_digits
+from .evaluation.digits import Agreement, DigitJudge, agreement
+from .models import DIR7UNet2DConditionModel
+from .pipelines import DIR7Pipeline
+from .pipelines.pipeline_dir7 import ENDOFTEXT
+from .presets import load_preset
+from .training import Models, TrainingConfig, train
+from .training.text import fit_tokenizer, make_text_encoder
+
+NOISE_SCHEDULE = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"}
+GUIDANCE_SCALE = 2.0
+NUM_INFERENCE_STEPS = 50
+PIPELINE_DIR = "pipeline"
+
+
+@dataclass(frozen=True)
+class DigitsReport:
+    """What drawing and judging found; times in seconds."""
+
+    agreement: Agreement
+    held_out_accuracy: float
+    picture: str
+    load_seconds: float
+    generate_seconds: float
+
+
+def train_digits(output_dir: str | os.PathLike, max_train_steps: int = 1000, seed: int = 0) -> Path:
+    """Train `dir7_tiny` with a small CLIP text encoder and write the pipeline to `output_dir/pipeline`.
+
+    Goes on where an interrupted call stopped; a finished one is only saved again.
+
+    Raises:
+        FileExistsError, ValueError, FloatingPointError, TrainingInterrupted: see [`train`].
+    """
+    config = TrainingConfig(output_dir, max_train_steps, seed=seed)
+    target = Path(output_dir, PIPELINE_DIR)
+    torch.manual_seed(seed)
+    tokenizer = fit_tokenizer(all_captions())
+    preset = load_preset("dir7_tiny")
+    models = Models(
+        unet=DIR7UNet2DConditionModel.from_config(preset),
+        text_encoder=make_text_encoder(tokenizer, preset["cross_attention_dim"], num_layers=2),
+        tokenizer=tokenizer,
+        scheduler=DDPMScheduler(**NOISE_SCHEDULE),
+        text_prefix=ENDOFTEXT,
+    )
+    train(config, models, load_digits())
+    scheduler = DPMSolverMultistepScheduler(**NOISE_SCHEDULE, thresholding=True, sample_max_value=1.0)
+    pipeline = DIR7Pipeline(models.text_encoder, tokenizer, models.unet, scheduler)
+    save_whole(pipeline, target)
+    return target
+
+
+def save_whole(pipeline: DiffusionPipeline, target: Path) -> None:
+    """`save_pretrained` that leaves a complete folder or none."""
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    pipeline.save_pretrained(temporary)
+    shutil.rmtree(target, ignore_errors=True)
+    temporary.rename(target)
+
+
+def draw_digits(
+    pipeline_dir: str | os.PathLike, picture: str | os.PathLike, num_images: int = 400, seed: int = 0
+) -> DigitsReport:
+    """Load a pipeline, generate `num_images` digits (a multiple of 40) in four languages, judge them, draw a table.
+
+    The table shows, per language and digit, the first picture that was generated, not the best.
+
+    Raises:
+        ValueError: `num_images` is no multiple of 40.
+        OSError: there is no pipeline.
+    """
+    cells = [(language, digit) for language in LANGUAGES for digit in range(10)]
+    if num_images < 1 or num_images % len(cells):
+        raise ValueError(f"`num_images` must be a positive multiple of {len(cells)}, got {num_images}.")
+    start = time.perf_counter()
+    pipeline = DiffusionPipeline.from_pretrained(pipeline_dir)
+    loaded = time.perf_counter()
+    rng = random.Random(seed)
+    asked = cells * (num_images // len(cells))
+    images = pipeline(
+        [caption(digit, language, rng) for language, digit in asked],
+        num_inference_steps=NUM_INFERENCE_STEPS,
+        guidance_scale=GUIDANCE_SCALE,
+        generator=torch.Generator().manual_seed(seed),
+        output_type="pt",
+    ).images.cpu()
+    generated = time.perf_counter()
+    judge = DigitJudge(load_digits())
+    read = judge.read(images * 2 - 1)
+    found = agreement([digit for _, digit in asked], [language for language, _ in asked], read)
+    table = digit_table(images[: len(cells)].unflatten(0, (len(LANGUAGES), 10)), LANGUAGES)
+    Path(picture).parent.mkdir(parents=True, exist_ok=True)
+    table.save(picture)
+    return DigitsReport(found, judge.held_out_accuracy, str(picture), loaded - start, generated - loaded)
+
+
+def digit_table(images: torch.Tensor, row_names: tuple[str, ...], cell: int = 64, gap: int = 6) -> Image.Image:
+    """Images `[rows, columns, 1, height, width]` in [0, 1] as one labelled picture."""
+    rows, columns = images.shape[:2]
+    left, top = 96, 34
+    table = Image.new("RGB", (left + columns * (cell + gap), top + rows * (cell + gap)), "white")
+    draw = ImageDraw.Draw(table)
+    font = ImageFont.load_default(size=18)
+    for column in range(columns):
+        x = left + column * (cell + gap) + cell // 2
+        draw.text((x, top // 2), str(column), fill="black", font=font, anchor="mm")
+    for row, name in enumerate(row_names):
+        y = top + row * (cell + gap)
+        draw.text((left - 12, y + cell // 2), name, fill="black", font=font, anchor="rm")
+        for column in range(columns):
+            pixels = (images[row, column, 0].clamp(0, 1) * 255).round().byte().numpy()
+            picture = Image.fromarray(pixels).resize((cell, cell), Image.Resampling.NEAREST)
+            table.paste(picture, (left + column * (cell + gap), y))
+    return table
+
+
+def describe(report: DigitsReport) -> str:
+    """The report as lines for a person."""
+    found = report.agreement
+    lines = [
+        f"classifier on {report.held_out_accuracy:.1%} of held-out real digits right (fitted on real digits only)",
+        f"{found.overall:.1%} of {found.count} generated digits read as the prompt asked",
+        *(f"  {language:8s} {share:.1%}" for language, share in found.per_language.items()),
+        f"loading {report.load_seconds:.1f} s, generating {report.generate_seconds:.1f} s",
+        f"picture: {report.picture}",
+    ]
+    return "\n".join(lines)
+
+
+def write_report(report: DigitsReport, path: str | os.PathLike) -> None:
+    Path(path).write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,217 @@
+"""The training loop: what happens in a step, and how a run stops and goes on."""
+
+import math
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from accelerate import Accelerator
+from diffusers import DDPMScheduler
+from diffusers.optimization import get_cosine_schedule_with_warmup
+from diffusers.training_utils import EMAModel
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..models import DIR7UNet2DConditionModel
+from .batches import Batch, CaptionedImages, draw_batch
+from .checkpoints import Checkpoint, load_latest_checkpoint, save_checkpoint
+from .config import TrainingConfig, claim_output_dir
+from .loss import diffusion_loss
+
+ADAM_BETAS = (0.9, 0.99)
+
+
+@dataclass(frozen=True)
+class Models:
+    """What is trained, U-Net and text encoder, and what they are trained with.
+
+    Args:
+        scheduler: the noise schedule and what the U-Net predicts.
+        text_prefix: put before every caption, `<|endoftext|>` in the paper.
+    """
+
+    unet: DIR7UNet2DConditionModel
+    text_encoder: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    scheduler: DDPMScheduler
+    text_prefix: str = ""
+
+    def trained(self) -> dict[str, nn.Module]:
+        return {"unet": self.unet, "text_encoder": self.text_encoder}
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [parameter for model in self.trained().values() for parameter in model.parameters()]
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """Ctrl-C stopped the run between two steps; it is saved, and the same call goes on."""
+
+
+def train(config: TrainingConfig, models: Models, dataset: CaptionedImages, progress: bool = True) -> None:
+    """Train U-Net and text encoder on captioned images; in the end `models` hold the averaged (EMA) weights.
+
+    A run that was interrupted goes on where its newest checkpoint is, and gives the weights that it would have given.
+
+    Raises:
+        FileExistsError, ValueError: the output folder holds something else, a run with other settings, or only damaged
+            checkpoints; or the number of processes does not divide the batch.
+        FloatingPointError: the loss is not finite.
+        TrainingInterrupted: Ctrl-C; the state is saved.
+    """
+    accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    if config.batch_size % accelerator.num_processes:
+        raise ValueError(
+            f"`batch_size` must be a multiple of the number of processes, got {config.batch_size} and "
+            f"{accelerator.num_processes}."
+        )
+    if accelerator.is_main_process:
+        claim_output_dir(config)
+    accelerator.wait_for_everyone()
+    run = Run(config, models, dataset, accelerator)
+    start = run.resume()
+    bar = partial(tqdm, disable=not progress or not accelerator.is_main_process, dynamic_ncols=True)
+    with (
+        bar(total=config.max_train_steps, initial=start, desc="training", unit="step") as progress_bar,
+        stop_requests() as stop,
+    ):
+        for step in range(start, config.max_train_steps):
+            loss = run.step(step)
+            progress_bar.update()
+            progress_bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+            done = step + 1
+            if stop.is_set() or done % config.checkpointing_steps == 0 or done == config.max_train_steps:
+                run.save(done)
+            if stop.is_set() and done < config.max_train_steps:
+                raise TrainingInterrupted(f"Stopped after {done} of {config.max_train_steps} steps; all is saved.")
+    run.finish()
+
+
+class Run:
+    """The parts of one run that change from step to step."""
+
+    def __init__(self, config: TrainingConfig, models: Models, dataset: CaptionedImages, accelerator: Accelerator):
+        self.config, self.models, self.dataset, self.accelerator = config, models, dataset, accelerator
+        for model in models.trained().values():
+            model.to(accelerator.device).train()
+        self.ema = EMAModel(models.parameters(), decay=config.ema_decay, foreach=True)
+        optimizer = make_optimizer(config, models)
+        self.lr_scheduler = get_cosine_schedule_with_warmup(optimizer, config.lr_warmup_steps, config.max_train_steps)
+        self.optimizer = optimizer
+        self.unet, self.text_encoder, self.prepared_optimizer = accelerator.prepare(
+            models.unet, models.text_encoder, optimizer
+        )
+
+    def step(self, step: int) -> float:
+        """One optimizer step; returns this process's loss."""
+        loss = self.loss(self.batch(step))
+        value = loss.item()
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"The loss of step {step} must be finite, got {value}; lower `learning_rate` "
+                f"({self.config.learning_rate}) or `max_grad_norm`. Checkpoints are in {self.config.checkpoints_dir}."
+            )
+        self.accelerator.backward(loss)
+        parameters = self.models.parameters()
+        self.accelerator.clip_grad_norm_(parameters, self.config.max_grad_norm)
+        self.prepared_optimizer.step()
+        self.lr_scheduler.step()
+        self.prepared_optimizer.zero_grad()
+        self.ema.step(parameters)
+        return value
+
+    def batch(self, step: int) -> Batch:
+        """This process's share of a step."""
+        batch = draw_batch(
+            self.dataset,
+            step,
+            self.config.batch_size,
+            self.config.caption_dropout,
+            self.models.scheduler.config.num_train_timesteps,
+            self.config.seed,
+        )
+        batch = batch.part(self.accelerator.process_index, self.accelerator.num_processes)
+        return batch.to(self.accelerator.device)
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        captions = [self.models.text_prefix + caption for caption in batch.captions]
+        tokens = self.models.tokenizer(captions, padding="longest", truncation=True, return_tensors="pt")
+        tokens = tokens.to(self.accelerator.device)
+        with self.accelerator.autocast():
+            prompt_embeds = self.text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
+            return diffusion_loss(self.unet, self.models.scheduler, batch, prompt_embeds, tokens.attention_mask)
+
+    def save(self, step: int) -> None:
+        if self.accelerator.is_main_process:
+            tensors = {name: model.state_dict() for name, model in self.models.trained().items()}
+            tensors["ema"] = {str(i): x for i, x in enumerate(self.ema.shadow_params)}
+            optimizer_state = self.optimizer.state_dict()["state"]
+            tensors["optimizer"] = {f"{i}.{key}": x for i, of in optimizer_state.items() for key, x in of.items()}
+            values = {"lr_scheduler": self.lr_scheduler.state_dict(), "ema_step": self.ema.optimization_step}
+            save_checkpoint(
+                self.config.checkpoints_dir, Checkpoint(step, tensors, values), self.config.checkpoints_to_keep
+            )
+        self.accelerator.wait_for_everyone()
+
+    def resume(self) -> int:
+        """Load the newest whole checkpoint; returns the step to go on with."""
+        checkpoint = load_latest_checkpoint(self.config.checkpoints_dir, warn=self.accelerator.print)
+        if checkpoint is None:
+            return 0
+        for name, model in self.models.trained().items():
+            model.load_state_dict(checkpoint.tensors[name])
+        shadow = checkpoint.tensors["ema"]
+        self.ema.shadow_params = [shadow[str(i)].to(x) for i, x in enumerate(self.ema.shadow_params)]
+        self.ema.optimization_step = checkpoint.values["ema_step"]
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for name, x in checkpoint.tensors["optimizer"].items():
+            index, key = name.split(".")
+            state.setdefault(int(index), {})[key] = x
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        self.lr_scheduler.load_state_dict(checkpoint.values["lr_scheduler"])
+        for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
+        self.accelerator.print(f"going on from step {checkpoint.step} in {self.config.checkpoints_dir}")
+        return checkpoint.step
+
+    def finish(self) -> None:
+        self.ema.copy_to(self.models.parameters())
+        for model in self.models.trained().values():
+            model.eval()
+
+
+def make_optimizer(config: TrainingConfig, models: Models) -> torch.optim.AdamW:
+    """AdamW that decays the weights of linear layers, convolutions and embeddings, and nothing else."""
+    modules = [module for model in models.trained().values() for module in model.modules()]
+    decayed = {id(m.weight) for m in modules if isinstance(m, nn.Linear | nn.Conv2d | nn.Embedding)}
+    parameters = models.parameters()
+    groups = [
+        {"params": [p for p in parameters if id(p) in decayed], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if id(p) not in decayed], "weight_decay": 0.0},
+    ]
+    fused = parameters[0].device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=ADAM_BETAS, fused=fused)
+
+
+@contextmanager
+def stop_requests() -> Iterator[threading.Event]:
+    """Ctrl-C sets the event instead of raising in the middle of a step; a second one raises."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    previous = signal.getsignal(signal.SIGINT)
+
+    def request(number, frame):
+        stop.set()
+        signal.signal(signal.SIGINT, previous)
+
+    signal.signal(signal.SIGINT, request)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, previous)
