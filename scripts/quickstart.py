@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
 from diffusers_crosswkv.quickstart import PIPELINE_DIR, describe, draw_digits, train_digits, write_report
 from diffusers_crosswkv.training import TrainingInterrupted
 
@@ -22,7 +24,9 @@ def main() -> int:
     parser.add_argument("--num-images", type=int, default=400, help="digits to generate, a multiple of 40")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--draw-only", action="store_true", help="use the pipeline that is there")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads; at this size two gain nothing")
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     if arguments.draw_only:
         return draw(arguments)
     start = time.perf_counter()

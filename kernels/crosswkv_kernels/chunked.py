@@ -38,9 +38,7 @@ def wkv7_chunked(
     num_chunks = -(-length // CHUNK_SIZE)
     size = -(-length // num_chunks)  # chunks of equal length: 77 tokens are 2 x 39, not 64 + 13
 
-    def chunks(
-        x: torch.Tensor,
-    ) -> torch.Tensor:  # [B, T, H, D] -> [B, H, N, C, D]; zeros behind the end change nothing
+    def chunks(x: torch.Tensor) -> torch.Tensor:  # [B, T, H, D] -> [B, H, N, C, D]; padding tokens change nothing
         x = x.to(dtype).transpose(1, 2)
         x = torch.nn.functional.pad(x, (0, 0, 0, num_chunks * size - length))
         return x.unflatten(2, (num_chunks, size))

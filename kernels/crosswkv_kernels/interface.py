@@ -63,7 +63,8 @@ def wkv7(
     _check_wkv7(r, w, k, v, kappa, a, initial_state)
     backend = _choose_backend(mode, backend)
     run = {"chunked": wkv7_chunked, "reference": wkv7_reference}[backend]
-    return run(r, w, k, v, kappa, a, initial_state=initial_state, output_final_state=output_final_state)
+    with exact(k.device):
+        return run(r, w, k, v, kappa, a, initial_state=initial_state, output_final_state=output_final_state)
 
 
 def token_shift_mix(x: torch.Tensor, mu: torch.Tensor, previous: torch.Tensor | None = None) -> torch.Tensor:
@@ -140,10 +141,16 @@ def state_readout(
         raise ValueError(f"`eps` must be positive, got {eps}; the models use head_dim * 1e-5.")
 
     dtype = compute_dtype(r, state)
-    o = (r.to(dtype).transpose(1, 2) @ state.to(dtype).mT).transpose(1, 2)  # [B, T, H, V]
-    o = F.layer_norm(o, (state.shape[2],), eps=eps).flatten(-2)
-    o = torch.addcmul(norm_bias.to(dtype), o, norm_weight.to(dtype))
-    return (o if gate is None else o * gate).to(r.dtype)
+    with exact(r.device):
+        o = (r.to(dtype).transpose(1, 2) @ state.to(dtype).mT).transpose(1, 2)  # [B, T, H, V]
+        o = F.layer_norm(o, (state.shape[2],), eps=eps).flatten(-2)
+        o = torch.addcmul(norm_bias.to(dtype), o, norm_weight.to(dtype))
+        return (o if gate is None else o * gate).to(r.dtype)
+
+
+def exact(device: torch.device) -> torch.autocast:
+    """No autocast inside: the recurrence accumulates in float32 whatever surrounds it."""
+    return torch.autocast(device.type, enabled=False)
 
 
 def _choose_backend(mode: str, backend: str) -> str:

@@ -1,0 +1,92 @@
+"""What tests of several rooms share."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
+from hypothesis import settings
+
+from diffusers_crosswkv import DIR7Pipeline, DIR7UNet2DConditionModel
+from diffusers_crosswkv.data.digits import all_captions
+from diffusers_crosswkv.training.text import fit_tokenizer, make_text_encoder
+
+settings.register_profile("crosswkv", deadline=None, max_examples=20, derandomize=True)
+settings.load_profile("crosswkv")
+torch.set_num_threads(1)
+
+SMALL_UNET = {
+    "sample_size": 8,
+    "in_channels": 1,
+    "out_channels": 1,
+    "block_out_channels": (16, 32),
+    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "cross_attention_dim": 24,
+    "attention_head_dim": 2,
+    "crosswkv_head_dim": 8,
+    "crosswkv_decay_rank": 4,
+    "crosswkv_in_context_lr_rank": 4,
+    "crosswkv_gate_rank": 4,
+    "crosswkv_value_rank": 4,
+}
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=["state", "prefix", "paper"])
+def fusion(request):
+    return request.param
+
+
+@pytest.fixture(params=["state", "prefix"])
+def state_fusion(request):
+    """The fusions that have prompt states."""
+    return request.param
+
+
+@pytest.fixture
+def make_unet():
+    """Small U-Nets with every parameter away from its start, so that nothing is neutral by accident."""
+
+    def make(seed=0, randomize=True, **config):
+        torch.manual_seed(seed)
+        unet = DIR7UNet2DConditionModel(**{**SMALL_UNET, **config}).eval()
+        if randomize:
+            for parameter in unet.parameters():
+                parameter.data += 0.1 * torch.randn_like(parameter)
+        return unet
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return fit_tokenizer(all_captions())
+
+
+@pytest.fixture
+def make_pipeline(make_unet, tokenizer):
+    """A small pipeline with random weights."""
+
+    def make(scheduler=None, seed=0, **config):
+        torch.manual_seed(seed)
+        text_encoder = make_text_encoder(tokenizer, 24, num_layers=1).eval()
+        scheduler = scheduler or DPMSolverMultistepScheduler(thresholding=True, sample_max_value=1.0)
+        pipeline = DIR7Pipeline(text_encoder, tokenizer, make_unet(seed, **config), scheduler)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    return make
+
+
+@pytest.fixture
+def noise_schedule():
+    return DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")

@@ -1,0 +1,187 @@
+"""`state_readout` against an explicit read and `torch.nn.GroupNorm`, in float64."""
+
+import pytest
+import torch
+from crosswkv_kernels import state_readout
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+ERROR_BARS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 5e-3}
+DTYPES = pytest.mark.parametrize("dtype", ERROR_BARS, ids=str)
+EPS, HEADS = 64e-5, 3
+
+
+def make_inputs(length=9, K=16, V=16, *, batch=2, gated=True, dtype=torch.float64, seed=0):
+    """Random arguments; the heads' states differ in size, so that `eps` counts for one and not for another."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    size = torch.logspace(-2, 1, HEADS, dtype=torch.float64)[:, None, None]
+    inputs = {
+        "r": randn(batch, length, HEADS, K),
+        "state": randn(batch, HEADS, V, K) * size,
+        "norm_weight": 1 + randn(HEADS * V) / 4,
+        "norm_bias": randn(HEADS * V) / 4,
+        "gate": randn(batch, length, HEADS * V) if gated else None,
+    }
+    return {name: x if x is None else x.to(dtype) for name, x in inputs.items()}
+
+
+def oracle(r, state, norm_weight, norm_bias, gate=None, eps=EPS):
+    o = torch.einsum("bhvk,bthk->bthv", state, r).flatten(2)  # [B, T, H * V]
+    norm = torch.nn.GroupNorm(state.shape[1], o.shape[-1], eps=eps, affine=False, dtype=o.dtype)
+    o = norm(o.flatten(0, 1)).view_as(o) * norm_weight + norm_bias
+    return o if gate is None else o * gate
+
+
+def run(function, inputs):
+    leaves = {name: x.detach().requires_grad_() for name, x in inputs.items() if x is not None}
+    o = function(**leaves)
+    cotangent = torch.randn(o.shape, generator=torch.Generator().manual_seed(1)).bfloat16().to(o.dtype)
+    gradients = torch.autograd.grad(o, list(leaves.values()), cotangent)
+    return {"o": o} | {f"d_{name}": x for name, x in zip(leaves, gradients, strict=True)}
+
+
+def heads_first(name, x):
+    """`[H, ...]`; all but receptance and state have `H * V` numbers at their end."""
+    axes = {"d_r": 2, "d_state": 1}
+    return x.movedim(axes[name], 0) if name in axes else x.unflatten(-1, (HEADS, -1)).movedim(-2, 0)
+
+
+def relative_rms(actual, expected, name="o"):
+    """RMS of the error over RMS of the expected, of the worst head."""
+    assert actual.shape == expected.shape
+    actual, expected = (heads_first(name, x.double()).flatten(1) for x in (actual, expected))
+    return ((actual - expected).norm(dim=1) / expected.norm(dim=1)).max().item()
+
+
+def assert_accurate(inputs, bar):
+    expected = run(oracle, {name: x if x is None else x.double() for name, x in inputs.items()})
+    actual = run(state_readout, inputs)
+    errors = {name: relative_rms(actual[name], x, name) for name, x in expected.items()}
+    wrong = {name: error for name, error in errors.items() if not error <= bar}
+    assert not wrong, f"{wrong} above {bar}"
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    inputs=st.builds(
+        make_inputs,
+        length=st.integers(1, 9),
+        K=st.integers(2, 9),  # the norm takes the size away: of one number, and of two values, little is left
+        V=st.integers(3, 9),
+        batch=st.integers(1, 3),
+        gated=st.booleans(),
+        seed=st.integers(0, 100),
+    ),
+)
+def test_formula(inputs):
+    assert_accurate(inputs, 1e-11)
+
+
+@DTYPES
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("size", [(64, 64), (32, 128), (128, 16), (16, 48)], ids=str)
+def test_dtypes(size, gated, dtype):
+    inputs = make_inputs(77, *size, gated=gated, dtype=dtype)
+    assert state_readout(**inputs).dtype == dtype
+    assert_accurate(inputs, ERROR_BARS[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
+def test_dtype_is_that_of_the_receptance(dtype):
+    """As in training: states and norm in float32, receptance and gate in the weights' dtype."""
+    inputs = make_inputs(20, dtype=torch.float32)
+    inputs |= {name: inputs[name].to(dtype) for name in ("r", "gate")}
+    assert state_readout(**inputs).dtype == dtype
+    assert_accurate(inputs, max(ERROR_BARS[dtype], 1e-5))
+
+
+def test_float64_receptance_is_read_in_float64():
+    inputs = make_inputs(20, dtype=torch.float32) | {"r": make_inputs(20)["r"]}
+    assert relative_rms(state_readout(**inputs), oracle(**{name: x.double() for name, x in inputs.items()})) <= 1e-12
+
+
+def test_autocast_stays_outside():
+    inputs = make_inputs(20, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        o = state_readout(**inputs)
+    assert relative_rms(o, oracle(**{name: x.double() for name, x in inputs.items()})) <= 1e-5
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_gradcheck(gated):
+    inputs = [x.requires_grad_() for x in make_inputs(3, 2, 4, gated=gated).values() if x is not None]
+    assert torch.autograd.gradcheck(state_readout, inputs)
+
+
+def test_strided_inputs():
+    inputs = make_inputs()
+    strided = {name: x.mT.contiguous().mT if x.ndim > 1 else x for name, x in inputs.items()}
+    torch.testing.assert_close(state_readout(**strided), state_readout(**inputs))
+
+
+@pytest.mark.parametrize("eps", [1e-6, 1e-2, 10.0])
+def test_eps(eps):
+    inputs = make_inputs()
+    assert relative_rms(state_readout(**inputs, eps=eps), oracle(**inputs, eps=eps)) <= 1e-12
+
+
+def test_eps_default_is_that_of_64_wide_heads():
+    inputs = make_inputs()
+    assert torch.equal(state_readout(**inputs), state_readout(**inputs, eps=64e-5))
+
+
+def test_an_empty_state_reads_the_bias():
+    inputs = make_inputs(gated=False)
+    o = state_readout(**inputs | {"state": torch.zeros_like(inputs["state"])})
+    assert torch.equal(o, inputs["norm_bias"].expand_as(o))
+
+
+def test_tokens_are_read_alone():
+    inputs = make_inputs()
+    order = torch.randperm(9, generator=torch.Generator().manual_seed(0))
+    permuted = inputs | {name: inputs[name][:, order] for name in ("r", "gate")}
+    torch.testing.assert_close(state_readout(**permuted), state_readout(**inputs)[:, order], rtol=1e-12, atol=1e-12)
+
+
+def test_length_0():
+    assert state_readout(**make_inputs(0, 16, 8)).shape == (2, 0, 24)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"eps": 0}, ValueError, r"`eps` must be positive, got 0; .* head_dim \* 1e-5"),
+        ({"eps": -1e-5}, ValueError, "`eps` must be positive, got -1e-05"),
+        ({"eps": float("nan")}, ValueError, "`eps` must be positive, got nan"),
+        ({"r": torch.zeros(2, 9, 48)}, ValueError, r"`r` must be \[B, T, H, K\], got \[2, 9, 48\]"),
+        ({"state": torch.zeros(2, 3, 16)}, ValueError, r"`state` must be \[B, H, V, K\], got \[2, 3, 16\]"),
+        (
+            {"state": torch.zeros(2, 3, 8, 15)},
+            ValueError,
+            r"`state` must be .* got \[2, 3, 8, 15\] and \[2, 9, 3, 16\]",
+        ),
+        ({"state": torch.zeros(2, 3, 16, 8)}, ValueError, r"`state` must be .* got \[2, 3, 16, 8\]"),
+        ({"state": torch.zeros(2, 4, 8, 16)}, ValueError, r"`state` must be .* got \[2, 4, 8, 16\]"),
+        ({"state": torch.zeros(1, 3, 8, 16)}, ValueError, r"`state` must be .* got \[1, 3, 8, 16\]"),
+        ({"norm_weight": torch.zeros(48)}, ValueError, r"`norm_weight` must be \[H \* V\] = \[24\], got \[48\]"),
+        ({"norm_bias": torch.zeros(3, 8)}, ValueError, r"`norm_bias` must be \[H \* V\] = \[24\], got \[3, 8\]"),
+        ({"gate": torch.zeros(2, 9, 3, 8)}, ValueError, r"`gate` .* = \[2, 9, 24\], got \[2, 9, 3, 8\]"),
+        ({"gate": torch.zeros(2, 1, 24)}, ValueError, r"`gate` .* = \[2, 9, 24\], got \[2, 1, 24\]"),
+        ({"gate": torch.zeros(2, 9, 24, dtype=torch.int8)}, TypeError, "`gate` must be a floating .* torch.int8"),
+        (
+            {"state": torch.zeros(2, 3, 8, 16, dtype=torch.int64)},
+            TypeError,
+            "`state` must be a floating .* torch.int64",
+        ),
+        ({"state": None}, TypeError, "`state` must be a floating point tensor, got None"),
+        ({"state": torch.zeros(2, 3, 8, 16, device="meta")}, ValueError, "got cpu and, for `state`, meta"),
+    ],
+)
+def test_errors(change, error, message):
+    inputs = make_inputs(9, 16, 8, dtype=torch.float32)
+    with pytest.raises(error, match=message):
+        state_readout(**inputs | change)

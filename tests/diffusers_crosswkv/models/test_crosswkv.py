@@ -1,0 +1,379 @@
+"""`CrossWKV` against equations 4 to 16 of the paper, transcribed in float64, one token after another."""
+
+import math
+
+import pytest
+import torch
+from diffusers.models.attention_processor import Attention
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffusers_crosswkv.models import CrossWKV
+
+FUSIONS = pytest.mark.parametrize("fusion", ["state", "prefix", "paper"])
+HIDDEN, TEXT, HEAD_DIM, HEADS = 24, 10, 8, 3
+RANKS = {"decay_rank": 3, "in_context_lr_rank": 4, "gate_rank": 5, "value_rank": 2}
+BAR = 1e-9
+
+
+def make_layer(fusion, *, dtype=torch.float64, seed=0, **kwargs):
+    """A small layer whose every parameter is random: many start at zero, and would hide what they multiply."""
+    layer = CrossWKV(HIDDEN, TEXT, HEAD_DIM, fusion, **RANKS, layer_index=1, num_layers=3, **kwargs).to(dtype)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.4)
+    return layer
+
+
+def make_inputs(batch=2, image_length=7, text_length=5, *, dtype=torch.float64, seed=0):
+    """Image `[B, T, D]` and text `[B, L, D_q]`."""
+    generator = torch.Generator().manual_seed(1000 + seed)
+    shapes = (batch, image_length, HIDDEN), (batch, text_length, TEXT)
+    return tuple(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes)
+
+
+def low_rank(lora, x, activation=lambda x: x):
+    y = lora.expand.weight @ activation(lora.reduce.weight @ x)
+    return y if lora.expand.bias is None else y + lora.expand.bias
+
+
+def write(writer, to_k, to_v, sequence, first_values):
+    """Equations 4 to 12: of each token `w, k, v, kappa, a`, one row per head, and what its gate sees."""
+    before = torch.zeros_like(sequence[0]) if len(sequence) else None
+    for t, x in enumerate(sequence):
+        x_w, x_k, x_v, x_a, *x_g = [x + (before - x) * mu for mu in writer.mix.mu]  # (4, 5)
+        before = x
+        k, v = to_k.weight @ x_k, to_v.weight @ x_v  # (7)
+        w = -math.exp(-0.5) / (1 + torch.exp(-low_rank(writer.decay_lora, x_w, torch.tanh)))  # (8)
+        a = 1 / (1 + torch.exp(-low_rank(writer.in_context_lr_lora, x_a)))  # (9)
+        if first_values is not None:
+            share = 1 / (1 + torch.exp(-low_rank(writer.value_lora, x_v)))
+            v = (1 - share) * v + share * first_values[t]  # (10)
+        kappa = (k * writer.k_k).view(HEADS, -1)
+        kappa = kappa / (kappa**2).sum(1, keepdim=True).sqrt()  # (11)
+        k = k * (1 + (a - 1) * writer.k_a)
+        yield *(x.view(HEADS, -1) for x in (w, k, v, kappa, a)), *x_g  # (12)
+
+
+def step(S, w, k, v, kappa, a):
+    """Equation 13: S_t of every head."""
+    return torch.stack(
+        [
+            S[h] @ (torch.diag(w[h].exp()) - torch.outer(kappa[h], a[h] * kappa[h])) + torch.outer(v[h], k[h])
+            for h in range(HEADS)
+        ]
+    )
+
+
+def read(layer, S, r, x_g, bonus=0):
+    """Equations 14 to 16 of one token."""
+    r = r.view(HEADS, -1)
+    o = torch.stack([S[h] @ r[h] for h in range(HEADS)])
+    centred = o - o.mean(1, keepdim=True)
+    o = centred / ((centred**2).mean(1, keepdim=True) + HEAD_DIM * 1e-5).sqrt()
+    o = o.flatten() * layer.norm.weight + layer.norm.bias + bonus
+    gate = low_rank(layer.gate_lora, x_g, lambda x: 1 / (1 + torch.exp(-x)))
+    return layer.to_out[0].weight @ (o * gate) + layer.to_out[0].bias
+
+
+def oracle(layer, image, text, text_values=None, image_values=None):
+    """One sample: image `[T, D]`, text `[L, D_q]` without masked tokens, values of the group's first layer."""
+    S = torch.zeros(HEADS, layer.value_dim // HEADS, HEAD_DIM, dtype=torch.float64)
+    if layer.fusion != "paper":
+        for token in write(layer.text_writer, layer.to_k, layer.to_v, text, text_values):
+            S = step(S, *token)
+    if layer.fusion == "state":
+        return torch.stack([read(layer, S, layer.to_q.weight @ x, x) for x in image])
+    rows, to_k, to_v = [], layer.to_k, layer.to_v
+    if layer.fusion == "prefix":
+        to_k, to_v = layer.image_to_k, layer.image_to_v
+    for t, (*token, x_g) in enumerate(write(layer.image_writer, to_k, to_v, image, image_values)):
+        S = step(S, *token)
+        r = torch.zeros(HIDDEN, dtype=torch.float64)  # (6)
+        if layer.fusion == "prefix":
+            r = layer.to_q.weight @ image[t]
+        elif t < len(text):
+            r = layer.to_q.weight @ text[t]
+        _, k, v, _, _ = token
+        bonus = (r.view(HEADS, -1) * k * layer.norm.r_k).sum(1, keepdim=True) * v
+        rows.append(read(layer, S, r, x_g, bonus.flatten()))
+    return torch.stack(rows)
+
+
+def oracle_of_batch(layer, image, text, mask=None, first_value=None):
+    values = first_value if isinstance(first_value, tuple) else (first_value, first_value)
+    rows = []
+    for b in range(len(image)):
+        keep = slice(None) if mask is None else mask[b].bool()
+        text_values = None if first_value is None or layer.fusion == "paper" else values[0][b][keep]
+        rows.append(oracle(layer, image[b], text[b][keep], text_values, None if first_value is None else values[1][b]))
+    return torch.stack(rows)
+
+
+def run(function, layer, image, text, mask=None, first_value=None):
+    """The output, and the gradients of all inputs and parameters."""
+    values = first_value if isinstance(first_value, tuple) else (first_value,) if first_value is not None else ()
+    inputs = [x.detach().requires_grad_() for x in (image, text, *values)]
+    first = None if first_value is None else tuple(inputs[2:]) if isinstance(first_value, tuple) else inputs[2]
+    output = function(*inputs[:2], mask, first)
+    leaves = dict(zip(("image", "text", "first_value", "first_image_value"), inputs, strict=False))
+    leaves |= dict(layer.named_parameters())
+    cotangent = torch.randn(output.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    gradients = torch.autograd.grad(output, list(leaves.values()), cotangent.to(output), materialize_grads=True)
+    return {"output": output} | dict(zip(leaves, gradients, strict=True))
+
+
+def assert_follows_the_equations(layer, *inputs):
+    expected = run(lambda *args: oracle_of_batch(layer, *args), layer, *inputs)
+    actual = run(layer, layer, *inputs)
+    errors = {}
+    for name, x in expected.items():
+        assert actual[name].shape == x.shape
+        error = (actual[name] - x).norm() / x.norm().clamp(min=1e-2)  # a gradient may be zero: of the first decay
+        if not error <= BAR:
+            errors[name] = error.item()
+    assert not errors, errors
+
+
+def make_first_value(layer, image, text, seed=0):
+    generator = torch.Generator().manual_seed(2000 + seed)
+    text_values, image_values = (
+        torch.randn(*x.shape[:2], layer.value_dim, generator=generator, dtype=torch.float64) for x in (text, image)
+    )
+    return {"state": text_values, "paper": image_values, "prefix": (text_values, image_values)}[layer.fusion]
+
+
+# equations
+
+
+@FUSIONS
+@settings(max_examples=20, deadline=None)
+@given(
+    sizes=st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9)),
+    value_dim=st.sampled_from([HIDDEN, 12, 36]),
+    first_in_group=st.booleans(),
+    data=st.data(),
+    seed=st.integers(0, 100),
+)
+def test_equations(fusion, sizes, value_dim, first_in_group, data, seed):
+    layer = make_layer(fusion, value_dim=value_dim, first_in_group=first_in_group, seed=seed)
+    image, text = make_inputs(*sizes, seed=seed)
+    keep = st.lists(st.booleans(), min_size=text[..., 0].numel(), max_size=text[..., 0].numel())
+    mask = data.draw(st.none() | keep.map(lambda x: torch.tensor(x).view(text.shape[:2])))
+    first_value = None if first_in_group else make_first_value(layer, image, text, seed)
+    assert_follows_the_equations(layer, image, text, mask, first_value)
+
+
+@FUSIONS
+@pytest.mark.parametrize(("image_length", "text_length"), [(140, 70), (70, 140)])
+def test_equations_over_several_chunks(fusion, image_length, text_length):
+    assert_follows_the_equations(make_layer(fusion), *make_inputs(1, image_length, text_length))
+
+
+@FUSIONS
+def test_equations_with_the_initial_values(fusion):
+    layer = CrossWKV(HIDDEN, TEXT, HEAD_DIM, fusion, **RANKS).double()
+    assert_follows_the_equations(layer, *make_inputs())
+
+
+@FUSIONS
+@pytest.mark.parametrize(
+    ("dtype", "bar"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2), (torch.float16, 2e-3)], ids=str
+)
+def test_dtypes(fusion, dtype, bar):
+    layer = make_layer(fusion, dtype=dtype)
+    inputs = make_inputs(2, 30, 20, dtype=dtype)
+    output = layer(*inputs)
+    assert output.dtype == dtype
+    expected = oracle_of_batch(layer.double(), *(x.double() for x in inputs))
+    assert ((output.double() - expected).norm() / expected.norm()).item() <= bar
+
+
+@FUSIONS
+def test_autocast(fusion):
+    layer = make_layer(fusion, dtype=torch.float32)
+    inputs = make_inputs(2, 30, 20, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = layer(*inputs)
+    expected = oracle_of_batch(layer.double(), *(x.double() for x in inputs))
+    assert ((output.double() - expected).norm() / expected.norm()).item() <= 1e-2
+
+
+# masks
+
+MASKS = {"left": "00111111", "right": "11111000", "both": "01111100", "interior": "10110101", "all kept": "11111111"}
+
+
+def two_masks(name):
+    """Two samples, padded alike, so that deleting leaves a rectangle."""
+    return torch.tensor([[int(c) for c in MASKS[name]]] * 2)
+
+
+@FUSIONS
+@pytest.mark.parametrize("image_length", [3, 12])
+@pytest.mark.parametrize("where", MASKS)
+def test_masking_is_deleting(fusion, where, image_length):
+    layer, mask = make_layer(fusion, first_in_group=False), two_masks(where)
+    image, text = make_inputs(2, image_length, 8)
+    first_value = make_first_value(layer, image, text)
+    keep = mask[0].bool()
+    kept = {"state": lambda x: x[:, keep], "prefix": lambda x: (x[0][:, keep], x[1]), "paper": lambda x: x}[fusion]
+    expected = layer(image, text[:, keep], None, kept(first_value))
+    for masks in (mask, mask.bool(), mask.float()):
+        torch.testing.assert_close(layer(image, text, masks, first_value), expected, rtol=1e-11, atol=1e-11)
+
+
+@FUSIONS
+@pytest.mark.parametrize("where", MASKS)
+def test_what_is_masked_does_not_matter(fusion, where):
+    layer, keep = make_layer(fusion), two_masks(where).bool()
+    image, text = make_inputs(2, 12, 8)
+    output = layer(image, text.requires_grad_(), keep)
+    (gradient,) = torch.autograd.grad(output.square().sum(), text)
+    assert torch.equal(gradient[~keep], torch.zeros_like(gradient[~keep]))
+    assert gradient[keep].norm(dim=-1).min() > 0
+    assert torch.equal(layer(image, text.masked_fill(~keep[:, :, None], 1e6), keep), output)
+
+
+@FUSIONS
+def test_all_masked(fusion):
+    layer = make_layer(fusion)
+    assert_follows_the_equations(layer, *make_inputs(), torch.tensor([[0] * 5, [1] * 5]))
+
+
+# who sees whom
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_paper_rows_behind_the_text_do_not_see_it(dtype):
+    layer = make_layer("paper", dtype=dtype)
+    image, text = make_inputs(2, 9, 5, dtype=dtype)
+    same = (layer(image, text) == layer(image, text + 1)).all(dim=-1)
+    assert same.tolist() == [[False] * 5 + [True] * 4] * 2
+
+
+@pytest.mark.parametrize("fusion", ["state", "prefix"])
+@pytest.mark.parametrize("image_length", [1, 4, 9])
+def test_every_text_token_reaches_every_image_token(fusion, image_length):
+    layer = make_layer(fusion)
+    image, text = make_inputs(2, image_length, 6)
+    output = layer(image, text)
+    for token in range(6):
+        changed = text.clone()
+        changed[:, token] += 1
+        assert (layer(image, changed) - output).abs().amax(dim=-1).min() > 1e-6
+
+
+def test_state_does_not_see_places():
+    layer = make_layer("state")
+    image, text = make_inputs(2, 9, 5)
+    order = torch.randperm(9, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(layer(image[:, order], text), layer(image, text)[:, order], rtol=1e-12, atol=1e-12)
+
+
+@FUSIONS
+def test_samples_are_independent(fusion):
+    layer = make_layer(fusion)
+    image, text = make_inputs(3)
+    alone = torch.cat([layer(image[b : b + 1], text[b : b + 1]) for b in range(3)])
+    torch.testing.assert_close(layer(image, text), alone, rtol=1e-11, atol=1e-11)
+
+
+# parameters
+
+
+@FUSIONS
+@pytest.mark.parametrize("first_in_group", [True, False])
+def test_every_parameter_learns(fusion, first_in_group):
+    layer = make_layer(fusion, first_in_group=first_in_group)
+    image, text = make_inputs()
+    first_value = None if first_in_group else make_first_value(layer, image, text)
+    layer(image, text, None, first_value).square().sum().backward()
+    still = [name for name, p in layer.named_parameters() if p.grad is None or not (p.grad != 0).all()]
+    assert not still
+
+
+@FUSIONS
+def test_removal_key_learns_from_its_initial_value(fusion):
+    layer = CrossWKV(HIDDEN, TEXT, HEAD_DIM, fusion, **RANKS)
+    torch.nn.init.normal_(layer.to_out[0].weight)
+    layer(*make_inputs(dtype=torch.float32)).square().sum().backward()
+    gradients = [p.grad for name, p in layer.named_parameters() if name.endswith("k_k")]
+    assert gradients
+    assert all((gradient != 0).all() for gradient in gradients)
+
+
+def test_state_projections_are_those_of_an_attention():
+    layer = CrossWKV(HIDDEN, TEXT, HEAD_DIM)
+    attention = Attention(HIDDEN, TEXT, heads=HEADS, dim_head=HEAD_DIM).state_dict()
+    projections = {name: p.shape for name, p in layer.state_dict().items() if name in attention}
+    assert projections == {name: p.shape for name, p in attention.items()}
+
+
+def test_without_own_projections_there_are_none():
+    layer = CrossWKV(HIDDEN, TEXT, HEAD_DIM, own_projections=False)
+    assert not [name for name, _ in layer.named_parameters() if name.startswith("to_")]
+
+
+def test_paper_needs_first_values_only_where_text_reads():
+    layer = make_layer("paper", first_in_group=False)
+    image, text = make_inputs(2, 7, 5)
+    first_value = make_first_value(layer, image, text)
+    assert torch.equal(layer(image, text, None, first_value[:, :5]), layer(image, text, None, first_value))
+
+
+# errors
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"head_dim": 7}, "`head_dim` must divide `hidden_size`, got 7 and 24; choose one of"),
+        ({"head_dim": 48}, "`head_dim` must divide `hidden_size`, got 48 and 24"),
+        ({"head_dim": 0}, "`head_dim` must divide `hidden_size`, got 0 and 24"),
+        (
+            {"value_dim": 25},
+            r"`value_dim` must be a multiple of the number of heads, got 25 and 3 heads .* 24 would do",
+        ),
+        ({"value_dim": 0}, "`value_dim` must be a multiple of the number of heads, got 0 and 3 heads"),
+        ({"fusion": "softmax"}, "`fusion` must be one of state, paper, prefix, got 'softmax'"),
+    ],
+)
+def test_construction_errors(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        CrossWKV(HIDDEN, TEXT, **{"head_dim": HEAD_DIM} | kwargs)
+
+
+@FUSIONS
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (((2, 7, 23), (2, 5, 10)), r"`hidden_states` must be \[B, T, D\] with D = 24, got \[2, 7, 23\]"),
+        (((7, 24), (2, 5, 10)), r"`hidden_states` must be \[B, T, D\] with D = 24, got \[7, 24\]"),
+        (((2, 7, 24), (2, 5, 24)), r"`encoder_hidden_states` .* D_q = cross_attention_dim = 10, got \[2, 5, 24\]"),
+        (((2, 7, 24), (5, 10)), r"`encoder_hidden_states` must be \[B, L, D_q\] .* got \[5, 10\]"),
+        (((2, 7, 24), (2, 0, 10)), r"`encoder_hidden_states` must be .* L >= 1 .* got \[2, 0, 10\]"),
+        (((2, 7, 24), (1, 5, 10)), r"must .*got \[[12], "),
+        (((2, 7, 24), (2, 5, 10), (2, 6)), r"`encoder_attention_mask` must be \[B, L\] = \[2, 5\] .* got \[2, 6\]"),
+        (((2, 7, 24), (2, 5, 10), (2, 1, 5)), r"`encoder_attention_mask` must be .* got \[2, 1, 5\]"),
+        (((2, 7, 24), (2, 5, 10), (5,)), r"`encoder_attention_mask` must be .* got \[5\]"),
+    ],
+)
+def test_call_errors(fusion, shapes, message):
+    with pytest.raises(ValueError, match=message):
+        make_layer(fusion, dtype=torch.float32)(*(torch.ones(shape) for shape in shapes))
+
+
+@FUSIONS
+def test_first_value_is_required_behind_the_first_layer(fusion):
+    layer = make_layer(fusion, first_in_group=False)
+    with pytest.raises(ValueError, match=r"`first_value` is required: .*first_in_group=True"):
+        layer(*make_inputs())
+
+
+def test_prefix_needs_first_values_of_text_and_image():
+    layer = make_layer("prefix", first_in_group=False)
+    image, text = make_inputs()
+    with pytest.raises(ValueError, match="`first_value` is required"):
+        layer(image, text, None, make_first_value(layer, image, text)[0])

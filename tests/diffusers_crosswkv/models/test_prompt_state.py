@@ -1,0 +1,97 @@
+import pytest
+import safetensors.torch
+import torch
+
+from diffusers_crosswkv import PromptState
+
+TEXT_DIM = 24
+
+
+@pytest.fixture
+def state(make_unet):
+    with torch.no_grad():
+        return make_unet().encode_prompt(torch.randn(3, 4, TEXT_DIM))
+
+
+def assert_same(x, y):
+    assert x.fusion == y.fusion
+    for a, b in zip((*x.states, x.last_token), (*y.states, y.last_token), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_save_and_load(state, make_unet, tmp_path):
+    path = tmp_path / "prompt.safetensors"
+    state.save(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["prompt.safetensors"]
+    loaded = PromptState.load(path)
+    assert_same(loaded, state)
+    make_unet()(torch.randn(3, 1, 8, 8), 1, None, cross_attention_kwargs={"prompt_state": loaded})
+
+
+def test_a_failed_save_keeps_the_old_file(state, tmp_path, monkeypatch):
+    path = tmp_path / "prompt.safetensors"
+    state.save(path)
+    before = path.read_bytes()
+
+    def disk_full(tensors, file, metadata):
+        file.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        state.save(path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["prompt.safetensors"]
+
+
+def test_indexing_and_cat(state):
+    assert len(state) == state.batch_size == 3
+    assert_same(PromptState.cat([state[0], state[1:]]), state)
+    assert_same(state[[2, 0]], PromptState.cat([state[2], state[0]]))
+    assert_same(state[torch.tensor([True, False, True])], state[[0, 2]])
+    assert_same(state[-1], state[2])
+    with pytest.raises(IndexError, match="prompt 3 of a PromptState with 3 prompts"):
+        state[3]
+
+
+def test_to_and_nbytes(state):
+    half = state.to(dtype=torch.bfloat16)
+    assert (half.dtype, state.dtype, half.device.type) == (torch.bfloat16, torch.float32, "cpu")
+    numbers = sum(x.numel() for x in (*state.states, state.last_token))
+    assert state.nbytes - half.nbytes == 2 * numbers
+
+
+def test_cat_refuses_other_models(state, make_unet):
+    with torch.no_grad():
+        other = make_unet(seed=1).encode_prompt(torch.randn(1, 4, TEXT_DIM))
+    with pytest.raises(ValueError, match="it was made for another model"):
+        PromptState.cat([state, other])
+    with pytest.raises(ValueError, match="at least one state"):
+        PromptState.cat([])
+
+
+def test_files_that_are_no_prompt_states(state, tmp_path):
+    path = tmp_path / "prompt.safetensors"
+    with pytest.raises(FileNotFoundError, match="no prompt state at"):
+        PromptState.load(path)
+    state.save(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="no complete safetensors file"):
+        PromptState.load(path)
+    safetensors.torch.save_file({"weight": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match="holds no prompt state"):
+        PromptState.load(path)
+    broken = state.to()
+    broken.states[0][0, 0, 0, 0] = torch.inf
+    broken.save(path)
+    with pytest.raises(ValueError, match=r"must be finite, but states.0 is not"):
+        PromptState.load(path)
+
+
+def test_a_newer_format_is_named(state, tmp_path, monkeypatch):
+    path = tmp_path / "prompt.safetensors"
+    monkeypatch.setattr("diffusers_crosswkv.models.prompt_state.FORMAT_VERSION", 2)
+    state.save(path)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="format 2, this version reads up to 1; upgrade"):
+        PromptState.load(path)

@@ -1,0 +1,204 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    AutoPipelineForText2Image,
+    DDIMScheduler,
+    DDPMScheduler,
+    DiffusionPipeline,
+    EulerDiscreteScheduler,
+)
+
+from diffusers_crosswkv import DIR7Pipeline, PromptState
+
+PROMPTS = ["a handwritten seven", "手写的数字三"]
+
+
+def generators(*seeds):
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def images(pipeline, *args, **kwargs):
+    kwargs = {"num_inference_steps": 3, "output_type": "pt", "generator": generators(1, 2)} | kwargs
+    return pipeline(*args, **kwargs).images
+
+
+def test_save_and_load_by_every_door(make_pipeline, fusion, tmp_path):
+    pipeline = make_pipeline(crosswkv_fusion=fusion)
+    expected = images(pipeline, PROMPTS)
+    pipeline.save_pretrained(tmp_path)
+    assert {p.suffix for p in tmp_path.rglob("*") if p.is_file()} == {".json", ".safetensors"}
+    for door in (DiffusionPipeline, DIR7Pipeline, AutoPipelineForText2Image):
+        loaded = door.from_pretrained(tmp_path)
+        loaded.set_progress_bar_config(disable=True)
+        assert type(loaded) is DIR7Pipeline
+        assert torch.equal(images(loaded, PROMPTS), expected)
+
+
+def test_importing_the_package_is_enough_in_a_new_process(make_pipeline, tmp_path):
+    make_pipeline().save_pretrained(tmp_path)
+    code = (
+        "import diffusers_crosswkv, sys; from diffusers import DiffusionPipeline; "
+        "pipe = DiffusionPipeline.from_pretrained(sys.argv[1]); print(type(pipe).__name__, type(pipe.unet).__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["DIR7Pipeline", "DIR7UNet2DConditionModel"]
+
+
+def test_same_seed_alone_and_in_a_batch(make_pipeline, fusion):
+    pipeline = make_pipeline(crosswkv_fusion=fusion).to(torch.float64)  # an untrained U-Net amplifies rounding
+    both = images(pipeline, PROMPTS, output_type="latent")
+    alone = images(pipeline, PROMPTS[1], generator=generators(2), output_type="latent")
+    torch.testing.assert_close(both[1:], alone, rtol=0, atol=1e-8)
+
+
+def test_prompt_states_replace_prompts(make_pipeline, state_fusion, tmp_path):
+    pipeline = make_pipeline(crosswkv_fusion=state_fusion)
+    expected = images(pipeline, PROMPTS, negative_prompt="a zero")
+    state, negative = pipeline.encode_prompt_state(PROMPTS), pipeline.encode_prompt_state("a zero")
+    state.save(tmp_path / "prompt.safetensors")
+    read = images(
+        pipeline, prompt_state=PromptState.load(tmp_path / "prompt.safetensors"), negative_prompt_state=negative
+    )
+    torch.testing.assert_close(read, expected, rtol=0, atol=1e-5)
+
+
+def test_prompt_continues_a_state(make_pipeline):
+    pipeline = make_pipeline()
+    state = pipeline.encode_prompt_state("a seven")
+    continued = pipeline.encode_prompt_state(PROMPTS, prompt_state=state[[0, 0]])
+    expected = images(pipeline, prompt_state=continued)
+    torch.testing.assert_close(images(pipeline, PROMPTS, prompt_state=state), expected, rtol=0, atol=1e-5)
+    assert not torch.equal(images(pipeline, PROMPTS), expected)
+
+
+def test_the_text_is_scanned_once(make_pipeline):
+    pipeline = make_pipeline()
+    scans = []
+    writer = pipeline.unet._crosswkv_attentions[0].crosswkv.text_writer
+    writer.register_forward_hook(lambda *args: scans.append(1))
+    images(pipeline, PROMPTS, num_inference_steps=5)
+    assert len(scans) == 2  # the prompts and the negative prompt, not once per step
+
+
+def test_guidance_one_needs_no_negative(make_pipeline, fusion):
+    pipeline = make_pipeline(crosswkv_fusion=fusion)
+    plain = images(pipeline, PROMPTS, guidance_scale=1.0)
+    assert torch.equal(images(pipeline, PROMPTS, guidance_scale=1.0, negative_prompt="a zero"), plain)
+    assert not torch.equal(images(pipeline, PROMPTS, guidance_scale=3.0), plain)
+
+
+def test_images_per_prompt_and_sizes(make_pipeline, fusion):
+    pipeline = make_pipeline(crosswkv_fusion=fusion)
+    out = images(pipeline, PROMPTS, num_images_per_prompt=2, generator=generators(1, 2, 3, 4), height=12, width=16)
+    assert out.shape == (4, 1, 12, 16)
+    assert ((out >= 0) & (out <= 1)).all()
+    exact = {"output_type": "latent", "height": 12, "width": 16}
+    pipeline.to(torch.float64)
+    several = images(pipeline, PROMPTS, num_images_per_prompt=2, generator=generators(1, 2, 3, 4), **exact)
+    fourth = images(pipeline, PROMPTS[1], generator=generators(4), **exact)
+    torch.testing.assert_close(several[3:], fourth, rtol=0, atol=1e-8)
+
+
+def test_output_types(make_pipeline):
+    pipeline = make_pipeline()
+    picture = images(pipeline, "a 7", output_type="pil", generator=None)[0]
+    assert (picture.size, picture.mode) == ((8, 8), "L")
+    assert images(pipeline, "a 7", output_type="np", generator=None).shape == (1, 8, 8, 1)
+    assert images(pipeline, "a 7", output_type="latent", generator=None).shape == (1, 1, 8, 8)
+    as_tuple = pipeline("a 7", num_inference_steps=1, return_dict=False)
+    assert isinstance(as_tuple, tuple)
+
+
+@pytest.mark.parametrize("scheduler", [DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler])
+def test_other_schedulers(make_pipeline, scheduler):
+    out = images(make_pipeline(scheduler=scheduler()), PROMPTS)
+    assert out.isfinite().all()
+
+
+def test_ddim_clips_noise_and_image_alike(make_pipeline):
+    """With an estimate that is clipped while the noise is not, guidance drives pixel models into saturation."""
+    pipeline = make_pipeline(scheduler=DDIMScheduler(clip_sample=True))
+    assert pipeline.prepare_step_kwargs(None)["use_clipped_model_output"] is True
+    pipeline.scheduler = DDIMScheduler(clip_sample=False)
+    assert "use_clipped_model_output" not in pipeline.prepare_step_kwargs(None)
+
+
+def test_callback_sees_and_replaces_latents(make_pipeline):
+    seen = []
+
+    def callback(pipe, step, timestep, tensors):
+        seen.append(step)
+        return {"latents": torch.zeros_like(tensors["latents"])}
+
+    out = images(make_pipeline(), "a 7", callback_on_step_end=callback, generator=None)
+    assert seen == [0, 1, 2]
+    assert (out == 0.5).all()
+
+
+def test_latent_space(make_pipeline, tmp_path):
+    vae = AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        latent_channels=4,
+    )
+    pipeline = make_pipeline(in_channels=4, out_channels=4)
+    pipeline = DIR7Pipeline(**(pipeline.components | {"vae": vae}))
+    pipeline.set_progress_bar_config(disable=True)
+    expected = images(pipeline, PROMPTS)
+    assert expected.shape == (2, 3, 16, 16)
+    pipeline.save_pretrained(tmp_path)
+    loaded = DiffusionPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert torch.equal(images(loaded, PROMPTS), expected)
+    with pytest.raises(ValueError, match="`height` must be a positive multiple of 2, got 15"):
+        pipeline("a 7", height=15)
+
+
+def test_prepend_endoftext_is_a_config_value(make_pipeline, tmp_path):
+    pipeline = make_pipeline()
+    with_token = pipeline.encode_prompt("a 7")[0].shape[1]
+    pipeline.register_to_config(prepend_endoftext=False)
+    assert pipeline.encode_prompt("a 7")[0].shape[1] == with_token - 1
+    pipeline.save_pretrained(tmp_path)
+    assert DiffusionPipeline.from_pretrained(tmp_path).config.prepend_endoftext is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "`prompt` or `prompt_state` must be given"),
+        ({"prompt": []}, r"`prompt` must be a string or a non-empty list of strings, got \[\]"),
+        ({"prompt": 7}, "`prompt` must be a string or a non-empty list of strings, got 7"),
+        ({"prompt": "a", "negative_prompt": ["b", "c"]}, "got 2 and 1 prompts"),
+        ({"prompt": "a", "height": 0, "width": -8}, "`width` must be a positive multiple of 1, got -8"),
+        ({"prompt": "a", "num_inference_steps": 0}, "`num_inference_steps` must be a whole number of at least 1"),
+        ({"prompt": "a", "num_images_per_prompt": 1.5}, "`num_images_per_prompt` must be a whole number"),
+        ({"prompt": "a", "guidance_scale": float("nan")}, "`guidance_scale` must be finite, got nan"),
+        ({"prompt": "a", "output_type": "jpg"}, "`output_type` must be pil, np, pt or latent, got 'jpg'"),
+        ({"prompt": "a", "prompt_state": "b"}, "`prompt_state` must be a PromptState, got str"),
+        ({"prompt": "a", "generator": generators(1, 2)}, "one or one per image, got 2 for 1 images"),
+        ({"prompt": "a", "latents": torch.zeros(1, 1, 4, 4)}, r"`latents` must be finite and \[1, 1, 8, 8\]"),
+        ({"prompt": "a", "latents": torch.full((1, 1, 8, 8), torch.nan)}, "not finite"),
+        ({"prompt": "a", "callback_on_step_end_tensor_inputs": ["prompt"]}, "may name latents, got"),
+        ({"prompt": "seven " * 100}, "up to 77 tokens with this text encoder, got 103 for prompt 0"),
+    ],
+)
+def test_bad_inputs(make_pipeline, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make_pipeline()(**arguments)
+
+
+def test_prompt_state_of_another_model_is_refused(make_pipeline):
+    state = make_pipeline(seed=1).encode_prompt_state("a 7")
+    with pytest.raises(ValueError, match="it was made for another model"):
+        make_pipeline()(prompt_state=state)
+    with pytest.raises(ValueError, match="there are no prompt states"):
+        make_pipeline(crosswkv_fusion="paper")(prompt_state=state)

@@ -1,0 +1,77 @@
+"""Who may import whom: the order of the rooms, read from the imports themselves."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src/diffusers_crosswkv"
+FLOORS = {
+    "presets": 0,
+    "data": 0,
+    "models": 1,
+    "pipelines": 2,
+    "training": 2,
+    "conversion": 2,
+    "evaluation": 2,
+    "hub": 3,
+    "quickstart": 3,
+    "registration": 3,
+}
+
+
+def imports(path):
+    """Absolute names of what a file of the package imports."""
+    package = ("diffusers_crosswkv", *path.relative_to(PACKAGE).parts[:-1])
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) + 1 - node.level]) if node.level else ""
+            module = ".".join(part for part in (base, node.module) if part)
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def room_of(name):
+    return name.split(".")[1]
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_rooms_import_downwards(path):
+    if path == PACKAGE / "__init__.py":
+        return
+    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    for name in imports(path):
+        assert not name.startswith(("scripts", "tests"))
+        if name.startswith("diffusers_crosswkv."):
+            other = room_of(name)
+            assert other == room or FLOORS[other] < FLOORS[room] or (room, other) == ("quickstart", "registration"), (
+                f"{room} imports {name}"
+            )
+
+
+def test_kernels_import_torch_and_triton_only():
+    for path in (ROOT / "kernels").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                assert {alias.name.split(".")[0] for alias in node.names} <= {"torch", "triton"}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                assert node.module.split(".")[0] in {"torch", "triton", "typing", "collections"}
+
+
+def test_kernels_folder_does_not_shadow_the_kernels_library():
+    assert not (ROOT / "kernels/__init__.py").exists()
+    assert not list((ROOT / "kernels").glob("*.py"))
+
+
+def test_nobody_imports_scripts():
+    for path in [*PACKAGE.rglob("*.py"), *(ROOT / "scripts").glob("*.py")]:
+        assert "import scripts" not in path.read_text(encoding="utf-8")
+
+
+def test_no_pickle():
+    for path in [*PACKAGE.rglob("*.py"), *(ROOT / "kernels").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]:
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"\bpickle\b|\btorch\.(save|load)\(", text), path
