@@ -24,6 +24,7 @@ def main() -> int:
     parser.add_argument("--num-images", type=int, default=400, help="digits to generate, a multiple of 40")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--draw-only", action="store_true", help="use the pipeline that is there")
+    parser.add_argument("--training-seconds", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; at this size two gain nothing")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -37,14 +38,22 @@ def main() -> int:
         return 130
     except (OSError, ValueError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
-    print(f"training {time.perf_counter() - start:.1f} s, pipeline in {pipeline_dir}", flush=True)
-    return subprocess.run([sys.executable, *sys.argv, "--draw-only"], check=False).returncode
+    seconds = time.perf_counter() - start
+    print(f"trained in {seconds:.1f} s, pipeline in {pipeline_dir}; drawing in a new process", flush=True)
+    new_process = [sys.executable, *sys.argv, "--draw-only", "--training-seconds", f"{seconds:.2f}"]
+    return subprocess.run(new_process, check=False).returncode
 
 
 def draw(arguments: argparse.Namespace) -> int:
     folder = arguments.output_dir
     try:
-        report = draw_digits(folder / PIPELINE_DIR, folder / "digits.png", arguments.num_images, arguments.seed)
+        report = draw_digits(
+            folder / PIPELINE_DIR,
+            folder / "digits.png",
+            arguments.num_images,
+            arguments.seed,
+            arguments.training_seconds,
+        )
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     write_report(report, folder / "report.json")

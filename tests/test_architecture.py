@@ -58,7 +58,7 @@ def test_kernels_import_torch_and_triton_only():
             if isinstance(node, ast.Import):
                 assert {alias.name.split(".")[0] for alias in node.names} <= {"torch", "triton"}
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
-                assert node.module.split(".")[0] in {"torch", "triton", "typing", "collections"}
+                assert node.module.split(".")[0] in {"torch", "triton", "typing", "collections", "contextlib"}
 
 
 def test_kernels_folder_does_not_shadow_the_kernels_library():

@@ -29,7 +29,7 @@ def wkv7_chunked(
     output_final_state: bool = False,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """The same function as [`wkv7`]; work is batched over chunks, only the state goes through them one by one."""
-    dtype, output_dtype = compute_dtype(w, k, v, kappa, a), v.dtype
+    dtype, output_dtype = compute_dtype(r, w, k, v, kappa, a, initial_state), v.dtype
     length = k.shape[1]
     state = zero_state(k, v, dtype) if initial_state is None else initial_state.to(dtype)
     if length == 0:

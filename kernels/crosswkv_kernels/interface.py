@@ -1,5 +1,7 @@
 """Public functions: they check their arguments, choose a backend and call it. Nothing below them checks again."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 
@@ -85,13 +87,13 @@ def token_shift_mix(x: torch.Tensor, mu: torch.Tensor, previous: torch.Tensor | 
         TypeError: an argument is no floating point tensor.
         ValueError: shapes or devices do not fit.
     """
-    _check_tensors(x=x, mu=mu, previous=previous)
+    _check_tensors({"previous": previous}, x=x, mu=mu)
     _check_dims("[B, T, D]", x=x, previous=previous)
     _check_dims("[n, D]", mu=mu)
     if mu.shape[-1] != x.shape[-1]:
         raise ValueError(f"`mu` must be [n, D] with the D of `x`, got {_shape(mu)} and {_shape(x)}.")
     if previous is None:
-        previous = F.pad(x, (0, 0, 1, -1))
+        previous = torch.cat((torch.zeros_like(x[:, :1]), x), dim=1)[:, : x.shape[1]]
     elif previous.shape != x.shape:
         raise ValueError(f"`previous` must have the shape of `x`, got {_shape(previous)} and {_shape(x)}.")
     return torch.addcmul(x, previous - x, mu.to(x.dtype)[:, None, None])
@@ -123,7 +125,7 @@ def state_readout(
         TypeError: an argument is no floating point tensor.
         ValueError: shapes or devices do not fit, or `eps` is not positive.
     """
-    _check_tensors(r=r, state=state, norm_weight=norm_weight, norm_bias=norm_bias, gate=gate)
+    _check_tensors({"gate": gate}, r=r, state=state, norm_weight=norm_weight, norm_bias=norm_bias)
     _check_dims("[B, T, H, K]", r=r)
     _check_dims("[B, H, V, K]", state=state)
     batch_size, length, num_heads, head_dim = r.shape
@@ -148,9 +150,11 @@ def state_readout(
         return (o if gate is None else o * gate).to(r.dtype)
 
 
-def exact(device: torch.device) -> torch.autocast:
+def exact(device: torch.device) -> AbstractContextManager:
     """No autocast inside: the recurrence accumulates in float32 whatever surrounds it."""
-    return torch.autocast(device.type, enabled=False)
+    return (
+        torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()
+    )
 
 
 def _choose_backend(mode: str, backend: str) -> str:
@@ -174,7 +178,7 @@ def _choose_backend(mode: str, backend: str) -> str:
 
 
 def _check_wkv7(r, w, k, v, kappa, a, initial_state) -> None:
-    _check_tensors(r=r, w=w, k=k, v=v, kappa=kappa, a=a, initial_state=initial_state)
+    _check_tensors({"r": r, "initial_state": initial_state}, w=w, k=k, v=v, kappa=kappa, a=a)
     _check_dims("[B, T, H, K]", k=k, r=r, w=w, kappa=kappa, a=a)
     _check_dims("[B, T, H, V]", v=v)
     for name, x in (("r", r), ("w", w), ("kappa", kappa), ("a", a)):
@@ -191,13 +195,12 @@ def _check_wkv7(r, w, k, v, kappa, a, initial_state) -> None:
         )
 
 
-def _check_tensors(**tensors: torch.Tensor | None) -> None:
+def _check_tensors(optional: dict[str, torch.Tensor | None], **required: torch.Tensor) -> None:
     device = None
-    for name, x in tensors.items():
-        if x is None:
-            continue
+    given = {name: x for name, x in optional.items() if x is not None}
+    for name, x in (required | given).items():
         if not isinstance(x, torch.Tensor) or not x.is_floating_point():
-            kind = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
+            kind = x.dtype if isinstance(x, torch.Tensor) else x
             raise TypeError(f"`{name}` must be a floating point tensor, got {kind}.")
         device = device or x.device
         if x.device != device:

@@ -18,7 +18,7 @@ def wkv7_reference(
 
     It computes in float32 at least, in float64 if any input is float64, and backpropagates by autograd.
     """
-    dtype = compute_dtype(w, k, v, kappa, a)
+    dtype = compute_dtype(r, w, k, v, kappa, a, initial_state)
     S = zero_state(k, v, dtype) if initial_state is None else initial_state.to(dtype)
     outputs = []
     for t in range(k.shape[1]):
@@ -32,9 +32,9 @@ def wkv7_reference(
     return o, S if output_final_state or r is None else None
 
 
-def compute_dtype(*tensors: torch.Tensor) -> torch.dtype:
+def compute_dtype(*tensors: torch.Tensor | None) -> torch.dtype:
     """float64 if any tensor is float64, else float32."""
-    return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
+    return torch.float64 if any(x is not None and x.dtype == torch.float64 for x in tensors) else torch.float32
 
 
 def zero_state(k: torch.Tensor, v: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

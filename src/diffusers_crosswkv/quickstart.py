@@ -1,11 +1,14 @@
 """The shortest way through the whole library: train on real digits, save, load in a new process, draw, judge."""
 
+import datetime
 import json
 import os
+import platform
 import random
 import shutil
 import time
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -36,6 +39,8 @@ class DigitsReport:
     picture: str
     load_seconds: float
     generate_seconds: float
+    training_seconds: float | None
+    environment: dict[str, str | int]
 
 
 def train_digits(output_dir: str | os.PathLike, max_train_steps: int = 1000, seed: int = 0) -> Path:
@@ -75,7 +80,11 @@ def save_whole(pipeline: DiffusionPipeline, target: Path) -> None:
 
 
 def draw_digits(
-    pipeline_dir: str | os.PathLike, picture: str | os.PathLike, num_images: int = 400, seed: int = 0
+    pipeline_dir: str | os.PathLike,
+    picture: str | os.PathLike,
+    num_images: int = 400,
+    seed: int = 0,
+    training_seconds: float | None = None,
 ) -> DigitsReport:
     """Load a pipeline, generate `num_images` digits (a multiple of 40) in four languages, judge them, draw a table.
 
@@ -107,7 +116,27 @@ def draw_digits(
     table = digit_table(images[: len(cells)].unflatten(0, (len(LANGUAGES), 10)), LANGUAGES)
     Path(picture).parent.mkdir(parents=True, exist_ok=True)
     table.save(picture)
-    return DigitsReport(found, judge.held_out_accuracy, str(picture), loaded - start, generated - loaded)
+    return DigitsReport(
+        agreement=found,
+        held_out_accuracy=judge.held_out_accuracy,
+        picture=str(picture),
+        load_seconds=round(loaded - start, 2),
+        generate_seconds=round(generated - loaded, 2),
+        training_seconds=training_seconds,
+        environment=environment(pipeline.device),
+    )
+
+
+def environment(device: torch.device) -> dict[str, str | int]:
+    """Where and with what something was measured."""
+    return {
+        "date": datetime.date.today().isoformat(),
+        "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "cores": os.cpu_count() or 0,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in ("torch", "diffusers", "transformers")},
+    }
 
 
 def digit_table(images: torch.Tensor, row_names: tuple[str, ...], cell: int = 64, gap: int = 6) -> Image.Image:
@@ -137,6 +166,7 @@ def describe(report: DigitsReport) -> str:
         f"classifier on {report.held_out_accuracy:.1%} of held-out real digits right (fitted on real digits only)",
         f"{found.overall:.1%} of {found.count} generated digits read as the prompt asked",
         *(f"  {language:8s} {share:.1%}" for language, share in found.per_language.items()),
+        f"training {report.training_seconds:.1f} s" if report.training_seconds else "training done before",
         f"loading {report.load_seconds:.1f} s, generating {report.generate_seconds:.1f} s",
         f"picture: {report.picture}",
     ]

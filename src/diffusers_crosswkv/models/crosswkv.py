@@ -4,6 +4,7 @@
 `state_writer.py` translate between the single letters of the equations, used by the kernels, and the modules' words.
 """
 
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -92,6 +93,11 @@ class CrossWKV(nn.Module):
         ValueError: an unknown `fusion`, or widths that do not divide.
     """
 
+    to_q: nn.Module
+    to_k: nn.Module
+    to_v: nn.Module
+    to_out: nn.ModuleList
+
     def __init__(
         self,
         hidden_size: int,
@@ -118,15 +124,22 @@ class CrossWKV(nn.Module):
         self.num_heads = hidden_size // head_dim
         self.fusion = fusion
         self.layer_index, self.group, self.first_in_group = layer_index, group, first_in_group
-        ranks = {"decay_rank": decay_rank, "in_context_lr_rank": in_context_lr_rank, "value_rank": value_rank}
-        place = {"position": layer_index / max(num_layers - 1, 1), "first_in_group": first_in_group}
-        sizes = (hidden_size, value_dim, head_dim)
         eps = head_dim * 1e-5
-
+        make_writer = partial(
+            StateWriter,
+            key_dim=hidden_size,
+            value_dim=value_dim,
+            head_dim=head_dim,
+            decay_rank=decay_rank,
+            in_context_lr_rank=in_context_lr_rank,
+            value_rank=value_rank,
+            position=layer_index / max(num_layers - 1, 1),
+            first_in_group=first_in_group,
+        )
         if fusion != "paper":
-            self.text_writer = StateWriter(cross_attention_dim, *sizes, **ranks, **place, with_gate_mix=False)
+            self.text_writer = make_writer(cross_attention_dim, with_gate_mix=False)
         if fusion != "state":
-            self.image_writer = StateWriter(hidden_size, *sizes, **ranks, **place, with_gate_mix=True)
+            self.image_writer = make_writer(hidden_size, with_gate_mix=True)
         if fusion == "prefix":
             self.image_to_k = nn.Linear(hidden_size, hidden_size, bias=False)
             self.image_to_v = nn.Linear(hidden_size, value_dim, bias=False)
@@ -158,7 +171,7 @@ class CrossWKV(nn.Module):
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor,
         encoder_attention_mask: torch.Tensor | None = None,
-        first_value: torch.Tensor | None = None,
+        first_value: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """The layer alone: image `[B, T, D]`, text `[B, L, D_q]` and its mask `[B, L]` (1 = keep) to `[B, T, D]`.
 
@@ -172,6 +185,11 @@ class CrossWKV(nn.Module):
         if hidden_states.ndim != 3 or hidden_states.shape[-1] != self.hidden_size:
             raise ValueError(
                 f"`hidden_states` must be [B, T, D] with D = {self.hidden_size}, got {list(hidden_states.shape)}."
+            )
+        if len(hidden_states) != len(encoder_hidden_states):
+            raise ValueError(
+                f"`encoder_hidden_states` must hold one text per image, got {len(encoder_hidden_states)} texts and "
+                f"{len(hidden_states)} images."
             )
         return attend_alone(self, self, hidden_states, encoder_hidden_states, encoder_attention_mask, first_value)
 
@@ -221,6 +239,8 @@ class CrossWKV(nn.Module):
         stops after R = min(L, T) tokens: behind them the receptance is zero (equation 6), and they read zero.
         """
         x_w, x_k, x_v, x_a, x_g = self.image_writer.mix(hidden_states)
+        to_k: nn.Module
+        to_v: nn.Module
         if receptance is None:
             receptance = projections.to_q(hidden_states).unflatten(-1, (self.num_heads, -1))
             to_k, to_v = self.image_to_k, self.image_to_v
@@ -247,16 +267,25 @@ def attend_alone(
     """One layer from text tokens to output, outside a U-Net that prepares the text of all layers at once."""
     if mask is not None:
         mask = mask.bool()
+    if not isinstance(first_value, tuple):
+        first_value = (first_value, None) if layer.fusion == "prefix" else (first_value, first_value)
+    text_value, image_value = first_value
     if layer.fusion == "paper":
         receptance = layer.receptance_of_text(projections, text, mask)
-        return layer.scan_image(projections, hidden_states, receptance=receptance, first_value=first_value)[0]
-    text_value, image_value = first_value if isinstance(first_value, tuple) else (first_value, None)
-    previous = previous_tokens(text, mask)[0]
+        return layer.scan_image(projections, hidden_states, receptance=receptance, first_value=image_value)[0]
+    previous, _ = previous_tokens(text, mask)
     write, _ = layer.write_text(projections, text, previous, mask, text_value)
-    _, state = wkv7(None, *write)
+    state = scan_text(write)
     if layer.fusion == "state":
         return layer.read(projections, hidden_states, state)
     return layer.scan_image(projections, hidden_states, initial_state=state, first_value=image_value)[0]
+
+
+def scan_text(write: Write, initial_state: torch.Tensor | None = None) -> torch.Tensor:
+    """The state `[B, H, V, K]` behind the last token of what a text writes."""
+    _, state = wkv7(None, *write, initial_state=initial_state)
+    assert state is not None
+    return state
 
 
 def apply_out(projections: Projections, x: torch.Tensor) -> torch.Tensor:
@@ -305,7 +334,6 @@ def check_text(text: torch.Tensor, mask: torch.Tensor | None, cross_attention_di
             f"`encoder_hidden_states` must be [B, L, D_q] with L >= 1 and D_q = cross_attention_dim = "
             f"{cross_attention_dim}, got {list(text.shape)}; is this the text encoder that the model was made for?"
         )
-    if mask is not None and mask.shape != text.shape[:2]:
-        raise ValueError(
-            f"`encoder_attention_mask` must be [B, L] = {list(text.shape[:2])} like the text, got {list(mask.shape)}."
-        )
+    if mask is not None and (not isinstance(mask, torch.Tensor) or mask.shape != text.shape[:2]):
+        got = list(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
+        raise ValueError(f"`encoder_attention_mask` must be [B, L] = {list(text.shape[:2])} like the text, got {got}.")

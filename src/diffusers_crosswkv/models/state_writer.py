@@ -107,6 +107,11 @@ class StateWriter(nn.Module):
                     "`first_value` is required: this layer mixes the value of the first layer of its group into "
                     "its own (equation 10). Call the layer through its U-Net, or build it with `first_in_group=True`."
                 )
+            if first_value.shape != value.shape:
+                raise ValueError(
+                    f"`first_value` must have the shape of this layer's value, {list(value.shape)}, "
+                    f"got {list(first_value.shape)}."
+                )
             value = torch.lerp(value, first_value, torch.sigmoid(self.value_lora(x_v)))
         removal_key = F.normalize(self._heads(at_least_float32(key) * self.k_k), dim=-1)  # (11)
         key = key * (1 + (in_context_lr - 1) * self.k_a)

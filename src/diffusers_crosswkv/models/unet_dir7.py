@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from crosswkv_kernels import wkv7
 from diffusers import UNet2DConditionModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.attention_processor import Attention
@@ -13,7 +12,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import nn
 
 from .attention_processor import CrossWKVAttnProcessor, PreparedText, norm_text
-from .crosswkv import CrossWKV, Write, check_sizes, check_text, previous_tokens
+from .crosswkv import CrossWKV, Write, check_sizes, check_text, previous_tokens, scan_text
 from .prompt_state import PromptState, PromptStateSpec
 
 FINGERPRINT_WEIGHTS = 16
@@ -249,12 +248,11 @@ class DIR7UNet2DConditionModel(UNet2DConditionModel):
         states: dict[int, torch.Tensor] = {}
         for entries in scans.values():
             layers = [layer for layer, _ in entries]
-            writes = (torch.cat(parts, dim=2) for parts in zip(*(write for _, write in entries), strict=True))
+            joined = Write(*(torch.cat(parts, dim=2) for parts in zip(*(write for _, write in entries), strict=True)))
             start = None
             if prompt_state is not None:
                 start = torch.cat([prompt_state.states[layer.layer_index] for layer in layers], dim=1)
-            _, state = wkv7(None, *writes, initial_state=start)
-            parts = state.split([layer.num_heads for layer in layers], dim=1)
+            parts = scan_text(joined, start).split([layer.num_heads for layer in layers], dim=1)
             states |= {layer.layer_index: part for layer, part in zip(layers, parts, strict=True)}
         return tuple(states[i] for i in range(len(states))), next_last_token
 

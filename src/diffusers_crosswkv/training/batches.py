@@ -10,7 +10,10 @@ import torch
 class CaptionedImages(Protocol):
     """A data set held in memory."""
 
-    images: torch.Tensor  # [N, C, height, width] in [-1, 1]
+    @property
+    def images(self) -> torch.Tensor:
+        """`[N, C, height, width]` in [-1, 1]."""
+        ...
 
     def __len__(self) -> int: ...
 
