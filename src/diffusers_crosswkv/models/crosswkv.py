@@ -267,9 +267,12 @@ def attend_alone(
     """One layer from text tokens to output, outside a U-Net that prepares the text of all layers at once."""
     if mask is not None:
         mask = mask.bool()
-    if not isinstance(first_value, tuple):
-        first_value = (first_value, None) if layer.fusion == "prefix" else (first_value, first_value)
-    text_value, image_value = first_value
+    text_value: torch.Tensor | None
+    image_value: torch.Tensor | None
+    if isinstance(first_value, tuple):
+        text_value, image_value = first_value
+    else:
+        text_value, image_value = first_value, None if layer.fusion == "prefix" else first_value
     if layer.fusion == "paper":
         receptance = layer.receptance_of_text(projections, text, mask)
         return layer.scan_image(projections, hidden_states, receptance=receptance, first_value=image_value)[0]
