@@ -6,7 +6,7 @@ PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-ch
 .PHONY: quickstart test test-full lint clean
 
 quickstart: $(VENV)/.installed-quickstart
-	$(VENV)/bin/python scripts/quickstart.py $(ARGS)
+	TRANSFORMERS_VERBOSITY=error $(VENV)/bin/python scripts/quickstart.py $(ARGS)
 
 test: $(VENV)/.installed-tests
 	$(VENV)/bin/ruff check .
