@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 
 from diffusers_crosswkv.quickstart import PIPELINE_DIR, describe, draw_digits, train_digits, write_report
-from diffusers_crosswkv.training import TrainingInterrupted
 
 
 def main() -> int:
@@ -28,14 +27,17 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; at this size two gain nothing")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    if arguments.draw_only:
-        return draw(arguments)
+    try:
+        return draw(arguments) if arguments.draw_only else train_and_draw(arguments)
+    except KeyboardInterrupt as stopped:
+        print(f"{stopped or 'Stopped.'} Run the same command to go on.")
+        return 130
+
+
+def train_and_draw(arguments: argparse.Namespace) -> int:
     start = time.perf_counter()
     try:
         pipeline_dir = train_digits(arguments.output_dir, arguments.steps, arguments.seed)
-    except TrainingInterrupted as stopped:
-        print(f"{stopped} Run the same command to go on.")
-        return 130
     except (OSError, ValueError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     seconds = time.perf_counter() - start

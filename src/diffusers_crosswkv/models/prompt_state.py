@@ -54,6 +54,9 @@ class PromptState:
     fingerprint: torch.Tensor
     _accepted: weakref.WeakSet = field(default_factory=weakref.WeakSet, repr=False)
 
+    def __reduce__(self):  # copies need not know the models that accepted this state, and must not copy them
+        return PromptState, (self.states, self.last_token, self.fusion, self.fingerprint)
+
     @property
     def batch_size(self) -> int:
         return self.last_token.shape[0]

@@ -9,6 +9,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.attention_processor import Attention
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
 from .attention_processor import CrossWKVAttnProcessor, PreparedText, norm_text
@@ -105,6 +106,7 @@ class DIR7UNet2DConditionModel(UNet2DConditionModel):
         shapes = tuple((layer.num_heads, layer.value_dim // layer.num_heads, layer.head_dim) for layer in layers)
         return PromptStateSpec(self.config.crosswkv_fusion, shapes, layers[0].cross_attention_dim)
 
+    @apply_forward_hook
     def encode_prompt(
         self,
         prompt_embeds: torch.Tensor,

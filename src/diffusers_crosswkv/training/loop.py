@@ -139,7 +139,7 @@ class Run:
 
     def loss(self, batch: Batch) -> torch.Tensor:
         captions = [self.models.text_prefix + caption for caption in batch.captions]
-        tokens = self.models.tokenizer(captions, padding="longest", truncation=True, return_tensors="pt")
+        tokens = self.models.tokenizer(captions, padding="longest", return_tensors="pt")
         tokens = tokens.to(self.accelerator.device)
         with self.accelerator.autocast():
             prompt_embeds = self.text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state

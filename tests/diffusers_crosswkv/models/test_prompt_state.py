@@ -1,3 +1,6 @@
+import copy
+import gc
+
 import pytest
 import safetensors.torch
 import torch
@@ -95,3 +98,16 @@ def test_a_newer_format_is_named(state, tmp_path, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(ValueError, match="format 2, this version reads up to 1; upgrade"):
         PromptState.load(path)
+
+
+def test_copies_do_not_drag_the_model_along(make_unet):
+    unet = make_unet()
+    with torch.no_grad():
+        state = unet.encode_prompt(torch.randn(1, 4, TEXT_DIM))
+    other = copy.deepcopy(state)
+    assert_same(other, state)
+    assert other.states[0] is not state.states[0]
+    assert (len(state._accepted), len(other._accepted)) == (1, 0)
+    del unet
+    gc.collect()
+    assert len(state._accepted) == 0
