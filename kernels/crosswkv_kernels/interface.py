@@ -200,7 +200,7 @@ def _check_tensors(optional: dict[str, torch.Tensor | None], **required: torch.T
     given = {name: x for name, x in optional.items() if x is not None}
     for name, x in (required | given).items():
         if not isinstance(x, torch.Tensor) or not x.is_floating_point():
-            kind = x.dtype if isinstance(x, torch.Tensor) else x
+            kind = x.dtype if isinstance(x, torch.Tensor) else None if x is None else type(x).__name__
             raise TypeError(f"`{name}` must be a floating point tensor, got {kind}.")
         device = device or x.device
         if x.device != device:

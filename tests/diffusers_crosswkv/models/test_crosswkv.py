@@ -354,7 +354,7 @@ def test_construction_errors(kwargs, message):
         (((2, 7, 24), (2, 5, 24)), r"`encoder_hidden_states` .* D_q = cross_attention_dim = 10, got \[2, 5, 24\]"),
         (((2, 7, 24), (5, 10)), r"`encoder_hidden_states` must be \[B, L, D_q\] .* got \[5, 10\]"),
         (((2, 7, 24), (2, 0, 10)), r"`encoder_hidden_states` must be .* L >= 1 .* got \[2, 0, 10\]"),
-        (((2, 7, 24), (1, 5, 10)), r"must .*got \[[12], "),
+        (((2, 7, 24), (1, 5, 10)), "`encoder_hidden_states` must hold one text per image, got 1 texts and 2 images"),
         (((2, 7, 24), (2, 5, 10), (2, 6)), r"`encoder_attention_mask` must be \[B, L\] = \[2, 5\] .* got \[2, 6\]"),
         (((2, 7, 24), (2, 5, 10), (2, 1, 5)), r"`encoder_attention_mask` must be .* got \[2, 1, 5\]"),
         (((2, 7, 24), (2, 5, 10), (5,)), r"`encoder_attention_mask` must be .* got \[5\]"),
