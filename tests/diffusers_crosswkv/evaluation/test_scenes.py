@@ -1,4 +1,5 @@
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -42,9 +43,6 @@ def test_a_changed_picture_is_read_as_changed():
         scene = draw_scene(rng, 3, 3)
         image = render(scene, 32, rng)
         swapped = read_scene(image[[1, 0, 2]], 3)  # red becomes green: another colour, the same places and shapes
-        assert [(o.shape, o.size, o.cell) for o in swapped.objects] == [
-            (o.shape, o.size, o.cell) for o in scene.objects
-        ]
         for before, after in zip(scene.objects, swapped.objects, strict=True):
             names = {"red": "green", "green": "red", "magenta": "cyan", "cyan": "magenta"}
-            assert after.colour == names.get(before.colour, before.colour)
+            assert after == replace(before, colour=names.get(before.colour, before.colour))
