@@ -27,4 +27,4 @@ $(VENV)/.installed-%: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs build dist
+	rm -rf $(VENV) build dist

@@ -8,7 +8,6 @@ Ctrl-C stops and saves; the same command goes on.
 import argparse
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -35,12 +34,10 @@ def main() -> int:
 
 
 def train_and_draw(arguments: argparse.Namespace) -> int:
-    start = time.perf_counter()
     try:
-        pipeline_dir = train_digits(arguments.output_dir, arguments.steps, arguments.seed)
+        pipeline_dir, seconds = train_digits(arguments.output_dir, arguments.steps, arguments.seed)
     except (OSError, ValueError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
-    seconds = time.perf_counter() - start
     print(f"trained in {seconds:.1f} s, pipeline in {pipeline_dir}; drawing in a new process", flush=True)
     new_process = [sys.executable, *sys.argv, "--draw-only", "--training-seconds", f"{seconds:.2f}"]
     return subprocess.run(new_process, check=False).returncode

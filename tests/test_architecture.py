@@ -47,9 +47,7 @@ def test_rooms_import_downwards(path):
         assert not name.startswith(("scripts", "tests"))
         if name.startswith("diffusers_crosswkv."):
             other = room_of(name)
-            assert other == room or FLOORS[other] < FLOORS[room] or (room, other) == ("quickstart", "registration"), (
-                f"{room} imports {name}"
-            )
+            assert other == room or FLOORS[other] < FLOORS[room], f"{room} imports {name}"
 
 
 def test_kernels_import_torch_and_triton_only():

@@ -1,5 +1,6 @@
 """The README's example is code that runs."""
 
+import json
 import re
 from pathlib import Path
 
@@ -24,3 +25,19 @@ def test_the_examples_run(make_pipeline, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)]+)\)", README.read_text(encoding="utf-8")))
 def test_links_lead_somewhere(link):
     assert (README.parent / link).exists()
+
+
+def test_figures_are_those_of_the_rows():
+    rows = (README.parent / "benchmarks/quickstart/rows.jsonl").read_text(encoding="utf-8").splitlines()
+    row = json.loads(rows[-1])
+    found = row["agreement"]
+    languages = ", ".join(f"{name} {share:.1%}" for name, share in found["per_language"].items())
+    text = README.read_text(encoding="utf-8")
+    for figure in (
+        f"| {found['overall']:.1%} of {found['count']} |",
+        f"| {languages} |",
+        f"| {row['held_out_accuracy']:.1%} |",
+        f"| {row['training_seconds']:.0f} s |",
+        f"| {row['generate_seconds']:.0f} s |",
+    ):
+        assert figure in text

@@ -16,7 +16,7 @@ CELLS = [(language, digit) for language in LANGUAGES for digit in range(10)] * 3
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory):
-    return DiffusionPipeline.from_pretrained(train_digits(tmp_path_factory.mktemp("digits") / "run"))
+    return DiffusionPipeline.from_pretrained(train_digits(tmp_path_factory.mktemp("digits") / "run")[0])
 
 
 @pytest.fixture(scope="module")

@@ -43,10 +43,11 @@ class DigitsReport:
     environment: dict[str, str | int]
 
 
-def train_digits(output_dir: str | os.PathLike, max_train_steps: int = 1000, seed: int = 0) -> Path:
+def train_digits(output_dir: str | os.PathLike, max_train_steps: int = 1000, seed: int = 0) -> tuple[Path, float]:
     """Train `dir7_tiny` with a small CLIP text encoder and write the pipeline to `output_dir/pipeline`.
 
-    Goes on where an interrupted call stopped; a finished one is only saved again.
+    Goes on where an interrupted call stopped; a finished one is only saved again. Returns the pipeline's folder and
+    the seconds that training took, over all calls.
 
     Raises:
         FileExistsError, ValueError, FloatingPointError, TrainingInterrupted: see [`train`].
@@ -63,11 +64,11 @@ def train_digits(output_dir: str | os.PathLike, max_train_steps: int = 1000, see
         scheduler=DDPMScheduler(**NOISE_SCHEDULE),
         text_prefix=ENDOFTEXT,
     )
-    train(config, models, load_digits())
+    seconds = train(config, models, load_digits())
     scheduler = DPMSolverMultistepScheduler(**NOISE_SCHEDULE, thresholding=True, sample_max_value=1.0)
     pipeline = DIR7Pipeline(models.text_encoder, tokenizer, models.unet, scheduler)
     save_whole(pipeline, target)
-    return target
+    return target, seconds
 
 
 def save_whole(pipeline: DiffusionPipeline, target: Path) -> None:

@@ -4,8 +4,11 @@ from typing import NamedTuple
 
 import torch
 from diffusers.models.attention_processor import Attention
+from diffusers.utils import logging
 
 from .crosswkv import attend_alone, check_text
+
+logger = logging.get_logger(__name__)
 
 
 class PreparedText(NamedTuple):
@@ -24,8 +27,8 @@ class CrossWKVAttnProcessor:
     """Runs the `CrossWKV` module registered as `attn.crosswkv` with the projections of `attn`.
 
     It holds nothing: one instance may serve all layers. With a `DIR7UNet2DConditionModel`, `encoder_hidden_states` is
-    the [`PreparedText`] of all layers; a plain tensor `[B, L, D_q]` works too, with `attention_mask` as the additive
-    bias `[B, 1, L]` that Diffusers makes of a mask, for layers that need no value of another layer.
+    the [`PreparedText`] of all layers. A plain tensor `[B, L, D_q]` works for layers that need no value of another
+    one; `attention_mask` is then the additive bias `[B, 1, L]` that Diffusers makes of a mask, or boolean.
     """
 
     def __call__(
@@ -48,8 +51,9 @@ class CrossWKVAttnProcessor:
         if isinstance(encoder_hidden_states, PreparedText):
             hidden_states = attend_prepared(attn, hidden_states, encoder_hidden_states)
         elif isinstance(encoder_hidden_states, torch.Tensor):
-            text = norm_text(attn, encoder_hidden_states)
-            mask = None if attention_mask is None else attention_mask.reshape(text.shape[0], -1) > -1
+            text, mask = encoder_hidden_states, attention_mask
+            if mask is not None:
+                mask = (mask > -1 if mask.is_floating_point() else mask.bool()).reshape(text.shape[0], -1)
             check_text(text, mask, attn.crosswkv.cross_attention_dim)
             hidden_states = attend_alone(attn.crosswkv, attn, hidden_states, text, mask)
         else:
@@ -63,6 +67,16 @@ class CrossWKVAttnProcessor:
         if attn.residual_connection:
             hidden_states = hidden_states + residual
         return hidden_states / attn.rescale_output_factor
+
+
+class CrossWKVAttention(Attention):
+    """An Attention that stays CrossWKV: calls that replace the processors of a whole U-Net pass it by."""
+
+    def set_processor(self, processor) -> None:
+        if isinstance(processor, CrossWKVAttnProcessor):
+            super().set_processor(processor)
+        else:
+            logger.info(f"{type(processor).__name__} does not replace CrossWKVAttnProcessor.")
 
 
 def attend_prepared(attn: Attention, hidden_states: torch.Tensor, text: PreparedText) -> torch.Tensor:
@@ -79,7 +93,3 @@ def attend_prepared(attn: Attention, hidden_states: torch.Tensor, text: Prepared
     if layer.first_in_group:
         text.first_values[layer.group] = value
     return output
-
-
-def norm_text(attn: Attention, text: torch.Tensor) -> torch.Tensor:
-    return attn.norm_encoder_hidden_states(text) if attn.norm_cross else text

@@ -90,7 +90,7 @@ class CrossWKV(nn.Module):
         own_projections: build `to_q`, `to_k`, `to_v` and `to_out`. Off where a Diffusers `Attention` has them.
 
     Raises:
-        ValueError: an unknown `fusion`, or widths that do not divide.
+        ValueError: an unknown `fusion`, widths that do not divide, or a rank below 1.
     """
 
     to_q: nn.Module
@@ -119,6 +119,14 @@ class CrossWKV(nn.Module):
         super().__init__()
         value_dim = hidden_size if value_dim is None else value_dim
         check_sizes(hidden_size, head_dim, value_dim, fusion)
+        for name, rank in (
+            ("decay_rank", decay_rank),
+            ("in_context_lr_rank", in_context_lr_rank),
+            ("gate_rank", gate_rank),
+            ("value_rank", value_rank),
+        ):
+            if rank < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {rank}.")
         self.hidden_size, self.cross_attention_dim = hidden_size, cross_attention_dim
         self.head_dim, self.value_dim = head_dim, value_dim
         self.num_heads = hidden_size // head_dim
@@ -319,7 +327,7 @@ def check_sizes(hidden_size: int, head_dim: int, value_dim: int, fusion: str) ->
     if head_dim < 1 or hidden_size % head_dim:
         raise ValueError(
             f"`head_dim` must divide `hidden_size`, got {head_dim} and {hidden_size}; "
-            f"choose one of {[n for n in range(8, min(hidden_size, 128) + 1) if hidden_size % n == 0]}."
+            f"choose one of {[n for n in range(1, min(hidden_size, 128) + 1) if hidden_size % n == 0][-6:]}."
         )
     num_heads = hidden_size // head_dim
     if value_dim < 1 or value_dim % num_heads:
@@ -332,6 +340,8 @@ def check_sizes(hidden_size: int, head_dim: int, value_dim: int, fusion: str) ->
 
 def check_text(text: torch.Tensor, mask: torch.Tensor | None, cross_attention_dim: int) -> None:
     """Shapes of text tokens `[B, L, D_q]` and their mask `[B, L]`, L >= 1."""
+    if not isinstance(text, torch.Tensor):
+        raise ValueError(f"`encoder_hidden_states` must be text tokens [B, L, D_q], got {type(text).__name__}.")
     if text.ndim != 3 or text.shape[1] < 1 or text.shape[-1] != cross_attention_dim:
         raise ValueError(
             f"`encoder_hidden_states` must be [B, L, D_q] with L >= 1 and D_q = cross_attention_dim = "

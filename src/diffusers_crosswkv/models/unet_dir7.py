@@ -7,16 +7,16 @@ from typing import Any, NamedTuple
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.configuration_utils import register_to_config
-from diffusers.models.attention_processor import Attention
+from diffusers.models.attention_processor import Attention, AttnProcessor
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
-from .attention_processor import CrossWKVAttnProcessor, PreparedText, norm_text
+from .attention_processor import CrossWKVAttention, CrossWKVAttnProcessor, PreparedText
 from .crosswkv import CrossWKV, Write, check_sizes, check_text, previous_tokens, scan_text
 from .prompt_state import PromptState, PromptStateSpec
 
-FINGERPRINT_WEIGHTS = 16
+FINGERPRINT_VALUES = 16
 
 
 class Prompt(NamedTuple):
@@ -77,7 +77,7 @@ class DIR7UNet2DConditionModel(UNet2DConditionModel):
             "value_rank": crosswkv_value_rank,
         }
         layers = list(cross_attentions(self))
-        value_dims = [value_dim_of(crosswkv_value_dim, level) for _, _, level in layers]
+        value_dims = [value_dim_of(crosswkv_value_dim, level, len(self.down_blocks)) for _, _, level in layers]
         groups: list[tuple] = []
         for (name, attn, level), value_dim in zip(layers, value_dims, strict=True):
             check_layer(name, attn, value_dim, crosswkv_head_dim, crosswkv_fusion)
@@ -90,19 +90,38 @@ class DIR7UNet2DConditionModel(UNet2DConditionModel):
             install_crosswkv(attn, value_dim, options | place)
 
     @torch.no_grad()
-    def fingerprint(self) -> torch.Tensor | None:
-        """`[layers, n]`: a few key weights per layer, to tell models apart; None while weights are offloaded."""
+    def fingerprint(self) -> torch.Tensor:
+        """`[parameters, n]`: some values of everything that writes a prompt state, to tell models apart.
+
+        Empty while weights are offloaded or quantized.
+        """
         rows = []
+        for parameter in self._text_parameters():
+            if parameter.device.type == "meta" or not parameter.is_floating_point():
+                return torch.zeros(0, FINGERPRINT_VALUES)
+            values = parameter.flatten()
+            values = values[:: max(1, len(values) // FINGERPRINT_VALUES)][:FINGERPRINT_VALUES].float().cpu()
+            rows.append(torch.nn.functional.pad(values, (0, FINGERPRINT_VALUES - len(values))))
+        return torch.stack(rows) if rows else torch.zeros(0, FINGERPRINT_VALUES)
+
+    def weights_version(self) -> tuple[int, ...]:
+        """Changes whenever what writes a prompt state is moved or written to."""
+        return tuple(
+            number
+            for parameter in self._text_parameters()
+            for number in (parameter.data_ptr(), 0 if parameter.is_inference() else parameter._version)
+        )
+
+    def _text_parameters(self) -> Iterator[nn.Parameter]:
         for attn in self._crosswkv_attentions:
-            weight = getattr(attn.to_k, "base_layer", attn.to_k).weight
-            if weight.device.type == "meta" or not weight.is_floating_point():
-                return None
-            rows.append(weight.flatten()[:FINGERPRINT_WEIGHTS].float().cpu())
-        return torch.stack(rows) if rows else None
+            for module in (attn.to_k, attn.to_v, attn.crosswkv.text_writer):
+                yield from module.parameters()
 
     def prompt_state_spec(self) -> PromptStateSpec:
         """What a prompt state of this model must look like."""
         layers = [attn.crosswkv for attn in self._crosswkv_attentions]
+        if not layers:
+            raise ValueError("A prompt state needs cross-attention, and this U-Net has none; see `down_block_types`.")
         shapes = tuple((layer.num_heads, layer.value_dim // layer.num_heads, layer.head_dim) for layer in layers)
         return PromptStateSpec(self.config.crosswkv_fusion, shapes, layers[0].cross_attention_dim)
 
@@ -133,15 +152,14 @@ class DIR7UNet2DConditionModel(UNet2DConditionModel):
                 "A prompt state needs `crosswkv_fusion` 'state' or 'prefix', got 'paper': there the image writes the "
                 "state and the text only reads it. Pass `prompt_embeds` to the U-Net instead."
             )
+        self.prompt_state_spec()
         self._check_prompt(prompt_embeds, encoder_attention_mask, prompt_state, len(prompt_embeds))
         if not torch.compiler.is_compiling() and not prompt_embeds.isfinite().all():
             raise ValueError("`prompt_embeds` must be finite, got NaN or Inf; check the text encoder and its dtype.")
         text = super().process_encoder_hidden_states(prompt_embeds, {})
         states, last_token = self._scan_text(text, as_mask(encoder_attention_mask), prompt_state)
-        fingerprint = self.fingerprint()
-        if fingerprint is None:
-            fingerprint = torch.zeros(len(states), 0)
-        return PromptState(states, last_token, self.config.crosswkv_fusion, fingerprint).accepted_by(self)
+        states = tuple(state.clone() for state in states)  # of their own, not parts of the joined scan
+        return PromptState(states, last_token.clone(), self.config.crosswkv_fusion, self.fingerprint())
 
     def forward(
         self,
@@ -193,6 +211,28 @@ class DIR7UNet2DConditionModel(UNet2DConditionModel):
             return_dict=return_dict,
         )
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As in Diffusers.
+
+        Raises:
+            ValueError: the weights are those of a stock U-Net, without the parameters of CrossWKV.
+        """
+        with_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        missing = [name for name in info["missing_keys"] if ".crosswkv." in name]
+        if missing:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} must hold a DIR7UNet2DConditionModel, but {len(missing)} parameters "
+                f"of CrossWKV are missing ({missing[0]}, ...): these are weights of a stock U-Net. Load them with "
+                "UNet2DConditionModel; they cannot be used here without conversion."
+            )
+        return (model, info) if with_info else model
+
+    def set_default_attn_processor(self) -> None:
+        """Stock self-attention; cross-attention stays CrossWKV."""
+        self.set_attn_processor(AttnProcessor())
+
     def get_aug_embed(self, emb, encoder_hidden_states, added_cond_kwargs):
         if isinstance(encoder_hidden_states, Prompt):
             encoder_hidden_states = encoder_hidden_states.text
@@ -211,6 +251,8 @@ class DIR7UNet2DConditionModel(UNet2DConditionModel):
 
     def _check_prompt(self, text, mask, prompt_state, batch_size: int, reading: bool = False) -> None:
         if prompt_state is not None:
+            if not isinstance(prompt_state, PromptState):
+                raise ValueError(f"`prompt_state` must be a PromptState, got {type(prompt_state).__name__}.")
             prompt_state.check(self, self.prompt_state_spec(), batch_size)
         if reading:
             return
@@ -239,12 +281,8 @@ class DIR7UNet2DConditionModel(UNet2DConditionModel):
         first_values: dict[int, torch.Tensor] = {}
         scans: dict[tuple[int, int], list[tuple[CrossWKV, Write]]] = {}
         for attn in self._crosswkv_attentions:
-            layer, source, before = attn.crosswkv, text, previous
-            if attn.norm_cross:
-                source = norm_text(attn, text)
-                start = None if last_token is None else norm_text(attn, last_token.to(text)[:, None])[:, 0]
-                before, _ = previous_tokens(source, mask, start)
-            write, value = layer.write_text(attn, source, before, mask, first_values.get(layer.group))
+            layer = attn.crosswkv
+            write, value = layer.write_text(attn, text, previous, mask, first_values.get(layer.group))
             first_values.setdefault(layer.group, value)
             scans.setdefault((write.v.shape[-1], write.k.shape[-1]), []).append((layer, write))
         states: dict[int, torch.Tensor] = {}
@@ -259,9 +297,7 @@ class DIR7UNet2DConditionModel(UNet2DConditionModel):
         return tuple(states[i] for i in range(len(states))), next_last_token
 
     def _text_receptances(self, text: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
-        return tuple(
-            attn.crosswkv.receptance_of_text(attn, norm_text(attn, text), mask) for attn in self._crosswkv_attentions
-        )
+        return tuple(attn.crosswkv.receptance_of_text(attn, text, mask) for attn in self._crosswkv_attentions)
 
 
 def cross_attentions(unet: UNet2DConditionModel) -> Iterator[tuple[str, Attention, int]]:
@@ -276,7 +312,9 @@ def cross_attentions(unet: UNet2DConditionModel) -> Iterator[tuple[str, Attentio
                 yield f"{block_name}.{name}", module, level
 
 
-def value_dim_of(value_dim: int | Sequence[int] | None, level: int) -> int | None:
+def value_dim_of(value_dim: int | Sequence[int] | None, level: int, levels: int) -> int | None:
+    if isinstance(value_dim, Sequence) and len(value_dim) != levels:
+        raise ValueError(f"`crosswkv_value_dim` must be one or one per down block, got {value_dim} for {levels}.")
     return value_dim[level] if isinstance(value_dim, Sequence) else value_dim
 
 
@@ -286,6 +324,8 @@ def check_layer(name: str, attn: Attention, value_dim: int | None, head_dim: int
             f"CrossWKV replaces a cross-attention of its own, but {name} attends to text and image at once; "
             "use CrossAttnDownBlock2D, UNetMidBlock2DCrossAttn and CrossAttnUpBlock2D, not the SimpleCrossAttn blocks."
         )
+    if attn.norm_cross is not None:
+        raise ValueError(f"CrossWKV takes no `cross_attention_norm`, but {name} has one; use blocks without it.")
     try:
         check_sizes(attn.query_dim, head_dim, value_dim or attn.query_dim, fusion)
     except ValueError as error:
@@ -305,6 +345,7 @@ def install_crosswkv(attn: Attention, value_dim: int | None, options: dict[str, 
         else:
             setattr(attn, name, linear)
     attn.crosswkv = layer
+    attn.__class__ = CrossWKVAttention  # the parent's blocks have built a stock Attention
     attn.set_processor(CrossWKVAttnProcessor())
 
 

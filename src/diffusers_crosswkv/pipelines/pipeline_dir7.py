@@ -129,8 +129,8 @@ class DIR7Pipeline(DiffusionPipeline):
             ValueError: an argument does not fit; the message says what would.
         """
         # 1. Check inputs
-        height = height or self._default_size(0)
-        width = width or self._default_size(1)
+        height = self._default_size(0) if height is None else height
+        width = self._default_size(1) if width is None else width
         self.check_inputs(
             prompt,
             height,
@@ -170,7 +170,7 @@ class DIR7Pipeline(DiffusionPipeline):
                 latents = self.scheduler.step(noise_pred, t, latents, **step_kwargs, return_dict=False)[0]
                 if callback_on_step_end is not None:
                     tensors = dict.fromkeys(callback_on_step_end_tensor_inputs, latents)
-                    latents = callback_on_step_end(self, i, t, tensors).pop("latents", latents)
+                    latents = (callback_on_step_end(self, i, t, tensors) or {}).get("latents", latents)
                 if (i + 1) % self.scheduler.order == 0 or i + 1 == len(self.scheduler.timesteps):
                     progress_bar.update()
 
@@ -210,6 +210,8 @@ class DIR7Pipeline(DiffusionPipeline):
                     f"`{name}` continues `{name}_state`, which must hold one state or one per prompt, "
                     f"got {len(state)} states and {len(texts)} prompts."
                 )
+        if self.unet.config.crosswkv_fusion == "paper" and (prompt_state or negative_prompt_state) is not None:
+            raise ValueError("With `crosswkv_fusion='paper'` there are no prompt states; give `prompt` instead.")
         if prompt is None and prompt_state is None:
             raise ValueError("`prompt` or `prompt_state` must be given, got neither.")
         num_prompts = self._num_prompts(prompt, prompt_state)
@@ -219,7 +221,7 @@ class DIR7Pipeline(DiffusionPipeline):
                 f"There must be one negative prompt or one per prompt, got {num_negative} and {num_prompts} prompts."
             )
         for name, size in (("height", height), ("width", width)):
-            if size < 1 or size % self.vae_scale_factor:
+            if not isinstance(size, int) or size < 1 or size % self.vae_scale_factor:
                 raise ValueError(f"`{name}` must be a positive multiple of {self.vae_scale_factor}, got {size}.")
         for name, count in (
             ("num_inference_steps", num_inference_steps),
@@ -313,8 +315,6 @@ class DIR7Pipeline(DiffusionPipeline):
 
     def _encode_without_state(self, prompt, negative_prompt, guided: bool, repeats: list[int]) -> dict[str, Any]:
         """`paper` fusion has no prompt state: the text goes to the U-Net as it is, in every step."""
-        if prompt is None or not isinstance(negative_prompt, str | list | tuple):
-            raise ValueError("With `crosswkv_fusion='paper'` there are no prompt states; give `prompt` instead.")
         positive = [prompt] if isinstance(prompt, str) else list(prompt)
         negative = [negative_prompt] if isinstance(negative_prompt, str) else list(negative_prompt)
         if len(negative) == 1:

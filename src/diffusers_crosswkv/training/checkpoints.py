@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     before is untouched.
     """
     target = folder / f"{PREFIX}{checkpoint.step:08d}"
-    temporary = folder / f".{target.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder, prefix=f".{target.name}."))
     try:
         digests = {}
         for name, tensors in checkpoint.tensors.items():
@@ -80,12 +80,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         step, values, digests = manifest["step"], manifest["values"], manifest["sha256"]
-        tensors = {}
+        tensors: dict[str, dict[str, torch.Tensor]] = {}
+        if not digests:
+            raise ValueError(f"{MANIFEST} lists no files")
         for name, digest in digests.items():
             if hashlib.sha256((path / name).read_bytes()).hexdigest() != digest:
                 raise ValueError(f"{name} differs from what was written")
             tensors[name.removesuffix(".safetensors")] = safetensors.torch.load_file(path / name)
-    except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
+    except (OSError, AttributeError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
         raise ValueError(
             f"The checkpoint {path} is damaged: {error}; remove it to go on from an earlier one."
         ) from error

@@ -80,7 +80,10 @@ def claim_output_dir(config: TrainingConfig) -> None:
     folder, settings = Path(config.output_dir), config.settings()
     run_file = folder / RUN_FILE
     if run_file.is_file():
-        stored = json.loads(run_file.read_text(encoding="utf-8"))
+        try:
+            stored = json.loads(run_file.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{run_file} is damaged ({error}); restore it, or use another `output_dir`.") from error
         different = [name for name in settings if stored.get(name) != settings[name]]
         if different:
             was, now = ({name: values.get(name) for name in different} for values in (stored, settings))

@@ -1,8 +1,10 @@
 """The training loop: what happens in a step, and how a run stops and goes on."""
 
 import math
+import random
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,8 +54,10 @@ class TrainingInterrupted(KeyboardInterrupt):
     """Ctrl-C stopped the run between two steps; it is saved, and the same call goes on."""
 
 
-def train(config: TrainingConfig, models: Models, dataset: CaptionedImages, progress: bool = True) -> None:
+def train(config: TrainingConfig, models: Models, dataset: CaptionedImages, progress: bool = True) -> float:
     """Train U-Net and text encoder on captioned images; in the end `models` hold the averaged (EMA) weights.
+
+    Returns the seconds that the steps took, those of earlier calls of an interrupted run included.
 
     A run that was interrupted goes on where its newest checkpoint is, and gives the weights that it would have given.
 
@@ -80,7 +84,9 @@ def train(config: TrainingConfig, models: Models, dataset: CaptionedImages, prog
         stop_requests() as stop,
     ):
         for step in range(start, config.max_train_steps):
+            started = time.perf_counter()
             loss = run.step(step)
+            run.seconds += time.perf_counter() - started
             progress_bar.update()
             progress_bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
             done = step + 1
@@ -89,6 +95,7 @@ def train(config: TrainingConfig, models: Models, dataset: CaptionedImages, prog
             if stop.is_set() and done < config.max_train_steps:
                 raise TrainingInterrupted(f"Stopped after {done} of {config.max_train_steps} steps; all is saved.")
     run.finish()
+    return run.seconds
 
 
 class Run:
@@ -96,6 +103,7 @@ class Run:
 
     def __init__(self, config: TrainingConfig, models: Models, dataset: CaptionedImages, accelerator: Accelerator):
         self.config, self.models, self.dataset, self.accelerator = config, models, dataset, accelerator
+        self.seconds = 0.0
         for model in models.trained().values():
             model.to(accelerator.device).train()
         self.ema = EMAModel(models.parameters(), decay=config.ema_decay, foreach=True)
@@ -107,7 +115,8 @@ class Run:
         )
 
     def step(self, step: int) -> float:
-        """One optimizer step; returns this process's loss."""
+        """One optimizer step; returns this process's loss. What the models draw depends on seed and step alone."""
+        torch.manual_seed(random.Random(f"{self.config.seed}/{step}/{self.accelerator.process_index}").getrandbits(63))
         loss = self.loss(self.batch(step))
         value = loss.item()
         if not math.isfinite(value):
@@ -151,7 +160,11 @@ class Run:
             tensors["ema"] = {str(i): x for i, x in enumerate(self.ema.shadow_params)}
             optimizer_state = self.optimizer.state_dict()["state"]
             tensors["optimizer"] = {f"{i}.{key}": x for i, of in optimizer_state.items() for key, x in of.items()}
-            values = {"lr_scheduler": self.lr_scheduler.state_dict(), "ema_step": self.ema.optimization_step}
+            values = {
+                "lr_scheduler": self.lr_scheduler.state_dict(),
+                "ema_step": self.ema.optimization_step,
+                "seconds": self.seconds,
+            }
             save_checkpoint(
                 self.config.checkpoints_dir, Checkpoint(step, tensors, values), self.config.checkpoints_to_keep
             )
@@ -163,7 +176,14 @@ class Run:
         if checkpoint is None:
             return 0
         for name, model in self.models.trained().items():
-            model.load_state_dict(checkpoint.tensors[name])
+            try:
+                model.load_state_dict(checkpoint.tensors[name])
+            except RuntimeError as error:
+                raise ValueError(
+                    f"The checkpoints in {self.config.checkpoints_dir} must be of this {name}, but hold another one; "
+                    "use the model they were made with, or another `output_dir`."
+                ) from error
+        self.seconds = checkpoint.values["seconds"]
         shadow = checkpoint.tensors["ema"]
         self.ema.shadow_params = [shadow[str(i)].to(x) for i, x in enumerate(self.ema.shadow_params)]
         self.ema.optimization_step = checkpoint.values["ema_step"]
@@ -180,8 +200,8 @@ class Run:
 
     def finish(self) -> None:
         self.ema.copy_to(self.models.parameters())
-        for model in self.models.trained().values():
-            model.eval()
+        for model in (self.unet, self.text_encoder):
+            self.accelerator.unwrap_model(model, keep_fp32_wrapper=False).eval()
 
 
 def make_optimizer(config: TrainingConfig, models: Models) -> torch.optim.AdamW:

@@ -1,6 +1,7 @@
 import copy
 import gc
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -52,7 +53,9 @@ def test_indexing_and_cat(state):
     assert_same(PromptState.cat([state[0], state[1:]]), state)
     assert_same(state[[2, 0]], PromptState.cat([state[2], state[0]]))
     assert_same(state[torch.tensor([True, False, True])], state[[0, 2]])
-    assert_same(state[-1], state[2])
+    for last in (-1, torch.tensor(2), np.int64(2)):
+        assert_same(state[last], state[2:])
+    assert repr(state).startswith("PromptState(state, batch 3, [H V K] 2x8x8 ")
     with pytest.raises(IndexError, match="prompt 3 of a PromptState with 3 prompts"):
         state[3]
 
@@ -104,10 +107,11 @@ def test_copies_do_not_drag_the_model_along(make_unet):
     unet = make_unet()
     with torch.no_grad():
         state = unet.encode_prompt(torch.randn(1, 4, TEXT_DIM))
+        unet(torch.randn(1, 1, 8, 8), 1, None, cross_attention_kwargs={"prompt_state": state})
     other = copy.deepcopy(state)
     assert_same(other, state)
     assert other.states[0] is not state.states[0]
-    assert (len(state._accepted), len(other._accepted)) == (1, 0)
+    assert (len(state._accepted), other._accepted) == (1, None)
     del unet
     gc.collect()
     assert len(state._accepted) == 0

@@ -1,8 +1,12 @@
+import copy
 import itertools
+import pickle
 
+import accelerate
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -46,14 +50,7 @@ def test_save_and_load_give_bitwise_equal_output(make_unet, inputs, fusion, tmp_
     unet.save_pretrained(tmp_path)
     assert not list(tmp_path.glob("*.bin"))
     loaded = DIR7UNet2DConditionModel.from_pretrained(tmp_path)
-    assert (
-        loaded.config == unet.config | {"_name_or_path": str(tmp_path)}
-        or dict(loaded.config).items()
-        >= {
-            "crosswkv_fusion": fusion,
-            "crosswkv_value_dim": [32, 64],
-        }.items()
-    )
+    assert (loaded.config.crosswkv_fusion, loaded.config.crosswkv_value_dim) == (fusion, [32, 64])
     with torch.no_grad():
         assert torch.equal(loaded(*inputs).sample, unet(*inputs).sample)
 
@@ -100,7 +97,7 @@ def test_prompt_state_equals_the_stock_call(make_unet, inputs, state_fusion):
         state = unet.encode_prompt(text, mask)
         for prompt in (text, None):
             read = unet(sample, timestep, prompt, cross_attention_kwargs={"prompt_state": state}).sample
-            assert relative_error(read, stock) < 1e-6
+            assert relative_error(read, stock) < 1e-5
     assert all(x.dtype == torch.float32 for x in state.states)
 
 
@@ -224,7 +221,7 @@ def test_autocast(make_unet, inputs, fusion):
     assert all(p.grad.isfinite().all() for p in unet.parameters())
 
 
-def test_layer_scale_of_stock_arguments(make_unet, inputs):
+def test_stock_arguments_by_place_and_by_name(make_unet, inputs):
     """Positional arguments and tuples, as the stock class takes and gives them."""
     unet = make_unet(num_class_embeds=3)
     labels = torch.tensor([0, 2])
@@ -237,7 +234,12 @@ def test_layer_scale_of_stock_arguments(make_unet, inputs):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"crosswkv_head_dim": 12}, r"`head_dim` must divide `hidden_size`, got 12 and 16; choose one of \[8, 16\]"),
+        (
+            {"crosswkv_head_dim": 12},
+            r"`head_dim` must divide `hidden_size`, got 12 and 16; choose one of \[1, 2, 4, 8, 16\]",
+        ),
+        ({"crosswkv_value_dim": (32,)}, r"one or one per down block, got \(32,\) for 2"),
+        ({"crosswkv_gate_rank": 0}, "`gate_rank` must be at least 1, got 0"),
         ({"crosswkv_fusion": "softmax"}, "`fusion` must be one of state, paper, prefix, got 'softmax'"),
         ({"crosswkv_value_dim": 13}, "`value_dim` must be a multiple of the number of heads, got 13 and 2 heads"),
         ({"mid_block_type": "UNetMidBlock2DSimpleCrossAttn"}, "mid_block.*not the SimpleCrossAttn blocks"),
@@ -283,7 +285,80 @@ def test_a_prompt_state_of_another_model_is_refused(make_unet, inputs):
                 other.encode_prompt(text, prompt_state=state)
         with pytest.raises(ValueError, match="one prompt per sample, got 1 and 2"):
             make_unet()(sample, timestep, None, cross_attention_kwargs={"prompt_state": state[0]})
-        same_in_bfloat16 = make_unet().bfloat16()
-        arguments = {"cross_attention_kwargs": {"prompt_state": state}}
-        assert isinstance(state, PromptState)
-        same_in_bfloat16(sample.bfloat16(), timestep, None, **arguments)
+
+
+def test_a_state_serves_the_same_weights_in_bfloat16_and_refuses_changed_ones(make_unet, inputs):
+    sample, timestep, text = inputs
+    unet = make_unet()
+    with torch.no_grad():
+        state = unet.encode_prompt(text)
+        read = {"cross_attention_kwargs": {"prompt_state": state}}
+        make_unet().bfloat16()(sample.bfloat16(), timestep, None, **read)
+        unet(sample, timestep, None, **read)
+        layer = unet._crosswkv_attentions[3]
+        for parameter in (layer.to_v.weight, layer.crosswkv.text_writer.k_a):
+            before = parameter.clone()
+            parameter.mul_(1.03)
+            with pytest.raises(ValueError, match=r"differ by 2\.9% \(allowed 1\.0%\)"):
+                unet(sample, timestep, None, **read)
+            parameter.copy_(before)
+            unet(sample, timestep, None, **read)
+
+
+def test_states_own_their_memory(make_unet):
+    unet = make_unet()
+    with torch.no_grad():
+        short, long = (unet.encode_prompt(torch.randn(1, length, TEXT_DIM)) for length in (2, 500))
+    assert abs(len(pickle.dumps(short)) - len(pickle.dumps(long))) < 100
+    for x in (*long.states, long.last_token):
+        assert x.untyped_storage().nbytes() == x.nbytes
+
+
+def test_offloaded_weights(make_unet, inputs):
+    sample, timestep, text = inputs
+    unet = make_unet()
+    with torch.no_grad():
+        expected = unet(sample, timestep, text).sample
+        accelerate.cpu_offload(unet, torch.device("cpu"))
+        assert torch.equal(unet(sample, timestep, text).sample, expected)
+        states = [unet.encode_prompt(text[[i]]) for i in range(2)]
+        both = PromptState.cat(states)
+        read = unet(sample, timestep, None, cross_attention_kwargs={"prompt_state": both}).sample
+    assert relative_error(read, expected) < 1e-5
+
+
+def test_calls_that_replace_processors_keep_crosswkv(make_unet, inputs, fusion):
+    unet = make_unet(crosswkv_fusion=fusion)
+    with torch.no_grad():
+        expected = unet(*inputs).sample
+        for call in (
+            lambda: unet.set_attention_slice(1),
+            lambda: unet.set_attn_processor(AttnProcessor()),
+            lambda: unet.set_default_attn_processor(),
+            lambda: unet.fuse_qkv_projections(),
+            lambda: unet.unfuse_qkv_projections(),
+            lambda: unet.set_attn_processor(unet.attn_processors),
+        ):
+            call()
+            assert relative_error(unet(*inputs).sample, expected) < 1e-5
+    kept = [attn.processor for attn in unet._crosswkv_attentions]
+    assert all(isinstance(processor, CrossWKVAttnProcessor) for processor in kept)
+
+
+def test_weights_of_a_stock_unet_are_refused(make_unet, tmp_path):
+    config = {name: value for name, value in make_unet().config.items() if not name.startswith(("crosswkv", "_"))}
+    UNet2DConditionModel(**config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"parameters of CrossWKV are missing .* these are weights of a stock U-Net"):
+        DIR7UNet2DConditionModel.from_pretrained(tmp_path, crosswkv_head_dim=8)
+
+
+def test_copies_and_compiled_models_agree(make_unet, inputs, fusion):
+    unet = make_unet(crosswkv_fusion=fusion)
+    with torch.no_grad():
+        expected = unet(*inputs).sample
+        assert torch.equal(copy.deepcopy(unet)(*inputs).sample, expected)
+        compiled = torch.compile(unet, fullgraph=True, backend="eager")
+        assert relative_error(compiled(*inputs).sample, expected) < 1e-6
+        if fusion != "paper":
+            encode = torch.compile(unet.encode_prompt, fullgraph=True, backend="eager")
+            assert encode(inputs[2]).batch_size == 2

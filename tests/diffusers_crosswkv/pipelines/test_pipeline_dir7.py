@@ -119,6 +119,25 @@ def test_other_schedulers(make_pipeline, scheduler):
     assert out.isfinite().all()
 
 
+def test_noise_is_scaled_as_the_scheduler_asks(make_pipeline):
+    """Euler's loop, written out: start at sigma_max, scale inputs by 1 / sqrt(1 + sigma^2), step along sigma."""
+    pipeline = make_pipeline(scheduler=EulerDiscreteScheduler(timestep_spacing="leading")).to(torch.float64)
+    noise = torch.randn(1, 1, 8, 8, dtype=torch.float64)
+    settings = {"generator": None, "guidance_scale": 1.0, "num_inference_steps": 4, "output_type": "latent"}
+    got = images(pipeline, "a 7", latents=noise, **settings)
+    scheduler = EulerDiscreteScheduler(timestep_spacing="leading")
+    scheduler.set_timesteps(4)
+    state = pipeline.encode_prompt_state("a 7")
+    sigmas = scheduler.sigmas.double()
+    x = noise * (sigmas[0] ** 2 + 1) ** 0.5
+    with torch.no_grad():
+        for i, t in enumerate(scheduler.timesteps):
+            scaled = x / (sigmas[i] ** 2 + 1) ** 0.5
+            epsilon = pipeline.unet(scaled, t, None, cross_attention_kwargs={"prompt_state": state}).sample
+            x = x + (sigmas[i + 1] - sigmas[i]) * epsilon
+    torch.testing.assert_close(got, x, rtol=1e-4, atol=1e-4)
+
+
 def test_ddim_clips_noise_and_image_alike(make_pipeline):
     """With an estimate that is clipped while the noise is not, guidance drives pixel models into saturation."""
     pipeline = make_pipeline(scheduler=DDIMScheduler(clip_sample=True))
@@ -154,6 +173,10 @@ def test_latent_space(make_pipeline, tmp_path):
     pipeline.set_progress_bar_config(disable=True)
     expected = images(pipeline, PROMPTS)
     assert expected.shape == (2, 3, 16, 16)
+    latents = images(pipeline, PROMPTS, output_type="latent")
+    with torch.no_grad():
+        decoded = vae.decode(latents / vae.config.scaling_factor).sample
+    torch.testing.assert_close(expected, (decoded / 2 + 0.5).clamp(0, 1), rtol=0, atol=1e-5)
     pipeline.save_pretrained(tmp_path)
     loaded = DiffusionPipeline.from_pretrained(tmp_path)
     loaded.set_progress_bar_config(disable=True)
@@ -178,7 +201,9 @@ def test_prepend_endoftext_is_a_config_value(make_pipeline, tmp_path):
         ({"prompt": []}, r"`prompt` must be a string or a non-empty list of strings, got \[\]"),
         ({"prompt": 7}, "`prompt` must be a string or a non-empty list of strings, got 7"),
         ({"prompt": "a", "negative_prompt": ["b", "c"]}, "got 2 and 1 prompts"),
-        ({"prompt": "a", "height": 0, "width": -8}, "`width` must be a positive multiple of 1, got -8"),
+        ({"prompt": "a", "width": -8}, "`width` must be a positive multiple of 1, got -8"),
+        ({"prompt": "a", "height": 0}, "`height` must be a positive multiple of 1, got 0"),
+        ({"prompt": "a", "height": 8.0}, "`height` must be a positive multiple of 1, got 8.0"),
         ({"prompt": "a", "num_inference_steps": 0}, "`num_inference_steps` must be a whole number of at least 1"),
         ({"prompt": "a", "num_images_per_prompt": 1.5}, "`num_images_per_prompt` must be a whole number"),
         ({"prompt": "a", "guidance_scale": float("nan")}, "`guidance_scale` must be finite, got nan"),
@@ -200,5 +225,7 @@ def test_prompt_state_of_another_model_is_refused(make_pipeline):
     state = make_pipeline(seed=1).encode_prompt_state("a 7")
     with pytest.raises(ValueError, match="it was made for another model"):
         make_pipeline()(prompt_state=state)
-    with pytest.raises(ValueError, match="there are no prompt states"):
-        make_pipeline(crosswkv_fusion="paper")(prompt_state=state)
+    for prompts in ({}, {"prompt": "a 7", "negative_prompt": "a 3"}):
+        for name in ("prompt_state", "negative_prompt_state"):
+            with pytest.raises(ValueError, match="there are no prompt states"):
+                make_pipeline(crosswkv_fusion="paper")(**prompts, **{name: state})

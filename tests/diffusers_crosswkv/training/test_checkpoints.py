@@ -38,7 +38,7 @@ def test_a_failed_save_leaves_the_old_one(tmp_path, monkeypatch):
     assert load_latest_checkpoint(tmp_path).step == 5
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "missing", "manifest"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "missing", "{", "null", '{"step": 6, "values": {}, "sha256": {}}'])
 def test_damage_is_noticed_and_the_one_before_is_used(tmp_path, damage):
     save_checkpoint(tmp_path, checkpoint(5), keep=2)
     path = save_checkpoint(tmp_path, checkpoint(6), keep=2)
@@ -52,7 +52,7 @@ def test_damage_is_noticed_and_the_one_before_is_used(tmp_path, damage):
     elif damage == "missing":
         file.unlink()
     else:
-        (path / "manifest.json").write_text("{")
+        (path / "manifest.json").write_text(damage)
     messages = []
     assert load_latest_checkpoint(tmp_path, warn=messages.append).step == 5
     assert len(messages) == 1
