@@ -1,6 +1,6 @@
 """Train DIR-7 on real handwritten digits, save it, load it in a new process, draw digits in four languages.
 
-    python scripts/quickstart.py [--output-dir runs/quickstart] [--steps 1000]
+    python scripts/quickstart.py [--output-dir runs/quickstart] [--steps 1200]
 
 Ctrl-C stops and saves; the same command goes on.
 """
@@ -18,7 +18,7 @@ from diffusers_crosswkv.quickstart import PIPELINE_DIR, describe, draw_digits, t
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output-dir", type=Path, default=Path("runs/quickstart"))
-    parser.add_argument("--steps", type=int, default=1000, help="training steps")
+    parser.add_argument("--steps", type=int, default=1200, help="training steps")
     parser.add_argument("--num-images", type=int, default=400, help="digits to generate, a multiple of 40")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--draw-only", action="store_true", help="use the pipeline that is there")

@@ -1,4 +1,7 @@
-"""What the quickstart's model, trained to the end, must be able to do: minutes of training, one for all tests."""
+"""What the quickstart's model, trained to the end, must be able to do: minutes of training, one for all tests.
+
+A share of 120 pictures that is 0.95 or more in truth is measured as 0.92 or more in 19 of 20 cases.
+"""
 
 import random
 
@@ -36,7 +39,7 @@ def share_as_asked(pipeline, judge, scheduler=None, **arguments):
     return agreement([digit for _, digit in CELLS], languages, judge.read(images * 2 - 1)).overall
 
 
-@pytest.mark.parametrize(("guidance_scale", "reach"), [(1.0, 0.8), (2.0, 0.95), (3.0, 0.95), (5.0, 0.95)])
+@pytest.mark.parametrize(("guidance_scale", "reach"), [(1.0, 0.8), (2.0, 0.92), (3.0, 0.92), (5.0, 0.92)])
 def test_guidance_holds(pipeline, judge, guidance_scale, reach):
     assert share_as_asked(pipeline, judge, guidance_scale=guidance_scale) >= reach
 
@@ -48,7 +51,7 @@ def test_other_schedulers_hold(pipeline, judge):
         DDIMScheduler.from_config(config, clip_sample=False, thresholding=False),
         DDIMScheduler.from_config(config, clip_sample=True, thresholding=False),
     ):
-        assert share_as_asked(pipeline, judge, scheduler, guidance_scale=3.0) >= 0.95
+        assert share_as_asked(pipeline, judge, scheduler, guidance_scale=3.0) >= 0.92
 
 
 def test_the_trap_of_clipping_is_real(pipeline, judge, monkeypatch):

@@ -43,7 +43,7 @@ class DigitsReport:
     environment: dict[str, str | int]
 
 
-def train_digits(output_dir: str | os.PathLike, max_train_steps: int = 1000, seed: int = 0) -> tuple[Path, float]:
+def train_digits(output_dir: str | os.PathLike, max_train_steps: int = 1200, seed: int = 0) -> tuple[Path, float]:
     """Train `dir7_tiny` with a small CLIP text encoder and write the pipeline to `output_dir/pipeline`.
 
     Goes on where an interrupted call stopped; a finished one is only saved again. Returns the pipeline's folder and
