@@ -4,7 +4,6 @@ Diffusers looks a pipeline class up in its own namespace, and the library named 
 imports no library that is not in the table and has no plugin entry points, so importing this package writes both.
 """
 
-import sys
 from types import ModuleType
 
 import diffusers
@@ -25,4 +24,3 @@ def register(package: ModuleType) -> None:
     auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING["dir7"] = package.DIR7Pipeline
     unet_scale = peft._SET_ADAPTER_SCALE_FN_MAPPING["UNet2DConditionModel"]
     peft._SET_ADAPTER_SCALE_FN_MAPPING["DIR7UNet2DConditionModel"] = unet_scale
-    assert sys.modules[name] is package
