@@ -11,12 +11,14 @@ PACKAGE = ROOT / "src/diffusers_crosswkv"
 FLOORS = {
     "presets": 0,
     "data": 0,
+    "environment": 0,
     "models": 1,
     "pipelines": 2,
     "training": 2,
     "conversion": 2,
     "evaluation": 2,
     "hub": 3,
+    "alignment": 3,
     "quickstart": 3,
     "registration": 3,
 }

@@ -102,8 +102,8 @@ def token_shift_mix(x: torch.Tensor, mu: torch.Tensor, previous: torch.Tensor | 
 def state_readout(
     r: torch.Tensor,
     state: torch.Tensor,
-    norm_weight: torch.Tensor,
-    norm_bias: torch.Tensor,
+    norm_weight: torch.Tensor | None,
+    norm_bias: torch.Tensor | None,
     gate: torch.Tensor | None = None,
     eps: float = 64e-5,
 ) -> torch.Tensor:
@@ -114,7 +114,7 @@ def state_readout(
     Args:
         r: receptance `[B, T, H, K]`.
         state: `[B, H, V, K]`.
-        norm_weight, norm_bias: `[H * V]`.
+        norm_weight, norm_bias: `[H * V]`, or None, both, for no normalisation.
         gate: `[B, T, H * V]`, or None for no gate.
         eps: added to the variance, > 0; the models use `head_dim * 1e-5`.
 
@@ -125,7 +125,9 @@ def state_readout(
         TypeError: an argument is no floating point tensor.
         ValueError: shapes or devices do not fit, or `eps` is not positive.
     """
-    _check_tensors({"gate": gate}, r=r, state=state, norm_weight=norm_weight, norm_bias=norm_bias)
+    if (norm_weight is None) != (norm_bias is None):
+        raise ValueError("`norm_weight` and `norm_bias` must both be given or both be None, got one; give the other.")
+    _check_tensors({"gate": gate, "norm_weight": norm_weight, "norm_bias": norm_bias}, r=r, state=state)
     _check_dims("[B, T, H, K]", r=r)
     _check_dims("[B, H, V, K]", state=state)
     batch_size, length, num_heads, head_dim = r.shape
@@ -135,7 +137,7 @@ def state_readout(
         )
     width = num_heads * state.shape[2]
     for name, norm in (("norm_weight", norm_weight), ("norm_bias", norm_bias)):
-        if norm.shape != (width,):
+        if norm is not None and norm.shape != (width,):
             raise ValueError(f"`{name}` must be [H * V] = [{width}], got {_shape(norm)}.")
     if gate is not None and gate.shape != (batch_size, length, width):
         raise ValueError(f"`gate` must be [B, T, H * V] = {[batch_size, length, width]}, got {_shape(gate)}.")
@@ -145,8 +147,11 @@ def state_readout(
     dtype = compute_dtype(r, state)
     with exact(r.device):
         o = (r.to(dtype).transpose(1, 2) @ state.to(dtype).mT).transpose(1, 2)  # [B, T, H, V]
-        o = F.layer_norm(o, (state.shape[2],), eps=eps).flatten(-2)
-        o = torch.addcmul(norm_bias.to(dtype), o, norm_weight.to(dtype))
+        if norm_weight is not None and norm_bias is not None:
+            o = F.layer_norm(o, (state.shape[2],), eps=eps).flatten(-2)
+            o = torch.addcmul(norm_bias.to(dtype), o, norm_weight.to(dtype))
+        else:
+            o = o.flatten(-2)
         return (o if gate is None else o * gate).to(r.dtype)
 
 

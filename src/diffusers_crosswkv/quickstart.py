@@ -1,14 +1,11 @@
 """The shortest way through the whole library: train on real digits, save, load in a new process, draw, judge."""
 
-import datetime
 import json
 import os
-import platform
 import random
 import shutil
 import time
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -16,6 +13,7 @@ from diffusers import DDPMScheduler, DiffusionPipeline, DPMSolverMultistepSchedu
 from PIL import Image, ImageDraw, ImageFont
 
 from .data.digits import LANGUAGES, all_captions, caption, load_digits
+from .environment import environment
 from .evaluation.digits import Agreement, DigitJudge, agreement
 from .models import DIR7UNet2DConditionModel
 from .pipelines import DIR7Pipeline
@@ -126,18 +124,6 @@ def draw_digits(
         training_seconds=training_seconds,
         environment=environment(pipeline.device),
     )
-
-
-def environment(device: torch.device) -> dict[str, str | int]:
-    """Where and with what something was measured."""
-    return {
-        "date": datetime.date.today().isoformat(),
-        "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
-        "cores": os.cpu_count() or 0,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        **{name: metadata.version(name) for name in ("torch", "diffusers", "transformers")},
-    }
 
 
 def digit_table(images: torch.Tensor, row_names: tuple[str, ...], cell: int = 64, gap: int = 6) -> Image.Image:

@@ -147,6 +147,12 @@ def test_tokens_are_read_alone():
     torch.testing.assert_close(state_readout(**permuted), state_readout(**inputs)[:, order], rtol=1e-12, atol=1e-12)
 
 
+def test_without_norm():
+    inputs = make_inputs(5, 16, 8) | {"norm_weight": None, "norm_bias": None}
+    expected = torch.einsum("bthk,bhvk->bthv", inputs["r"], inputs["state"]).flatten(-2) * inputs["gate"]
+    torch.testing.assert_close(state_readout(**inputs), expected)
+
+
 def test_length_0():
     assert state_readout(**make_inputs(0, 16, 8)).shape == (2, 0, 24)
 
@@ -168,6 +174,7 @@ def test_length_0():
         ({"state": torch.zeros(2, 4, 8, 16)}, ValueError, r"`state` must be .* got \[2, 4, 8, 16\]"),
         ({"state": torch.zeros(1, 3, 8, 16)}, ValueError, r"`state` must be .* got \[1, 3, 8, 16\]"),
         ({"norm_weight": torch.zeros(48)}, ValueError, r"`norm_weight` must be \[H \* V\] = \[24\], got \[48\]"),
+        ({"norm_bias": None}, ValueError, "`norm_weight` and `norm_bias` must both be given or both be None"),
         ({"norm_bias": torch.zeros(3, 8)}, ValueError, r"`norm_bias` must be \[H \* V\] = \[24\], got \[3, 8\]"),
         ({"gate": torch.zeros(2, 9, 3, 8)}, ValueError, r"`gate` .* = \[2, 9, 24\], got \[2, 9, 3, 8\]"),
         ({"gate": torch.zeros(2, 1, 24)}, ValueError, r"`gate` .* = \[2, 9, 24\], got \[2, 1, 24\]"),

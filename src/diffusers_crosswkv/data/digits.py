@@ -37,6 +37,9 @@ class Digits:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def image(self, index: int) -> torch.Tensor:
+        return self.images[index]
+
     def caption(self, index: int, rng: random.Random) -> str:
         """A caption of image `index`, in a language and wording drawn from `rng`."""
         return caption(int(self.labels[index]), rng.choice(LANGUAGES), rng)

@@ -29,10 +29,10 @@ class Projections(Protocol):
 class StateNorm(nn.Module):
     """Equations 13, 14 and 16 for a state that is only read: `[B, T, H, K]` and `[B, H, V, K]` to `[B, T, H * V]`."""
 
-    def __init__(self, value_dim: int, eps: float):
+    def __init__(self, value_dim: int, eps: float, normalize: bool = True):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(value_dim))
-        self.bias = nn.Parameter(torch.zeros(value_dim))
+        self.weight = nn.Parameter(torch.ones(value_dim)) if normalize else None
+        self.bias = nn.Parameter(torch.zeros(value_dim)) if normalize else None
         self.eps = eps
 
     def forward(self, receptance: torch.Tensor, state: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
@@ -42,10 +42,10 @@ class StateNorm(nn.Module):
 class ScanNorm(nn.Module):
     """Equations 14 to 16 for the output of a scan: norm per head, plus the bonus, times the gate."""
 
-    def __init__(self, num_heads: int, head_dim: int, value_dim: int, eps: float):
+    def __init__(self, num_heads: int, head_dim: int, value_dim: int, eps: float, normalize: bool = True):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(value_dim))
-        self.bias = nn.Parameter(torch.zeros(value_dim))
+        self.weight = nn.Parameter(torch.ones(value_dim)) if normalize else None
+        self.bias = nn.Parameter(torch.zeros(value_dim)) if normalize else None
         self.r_k = nn.Parameter(torch.full((num_heads, head_dim), -0.04))
         self.eps = eps
 
@@ -63,10 +63,15 @@ class ScanNorm(nn.Module):
         """
         bonus = (receptance * key * self.r_k).sum(-1, keepdim=True) * value  # (15)
         rest = gate.shape[1] - output.shape[1]
-        normed = F.layer_norm(at_least_float32(output), output.shape[-1:], eps=self.eps).flatten(-2)
-        normed = normed * self.weight + self.bias + bonus.flatten(-2)
+        output = at_least_float32(output)
+        if self.weight is None or self.bias is None:
+            normed, at_rest = output.flatten(-2), output.new_zeros(gate.shape[-1])
+        else:
+            normed = F.layer_norm(output, output.shape[-1:], eps=self.eps).flatten(-2) * self.weight + self.bias
+            at_rest = self.bias
+        normed = normed + bonus.flatten(-2)
         if rest:
-            normed = torch.cat((normed, self.bias.expand(normed.shape[0], rest, -1).to(normed.dtype)), dim=1)
+            normed = torch.cat((normed, at_rest.expand(normed.shape[0], rest, -1).to(normed.dtype)), dim=1)
         return (normed * gate).to(gate.dtype)  # (16)
 
 
@@ -82,7 +87,9 @@ class CrossWKV(nn.Module):
             `prefix`: the image tokens scan on from the text's state.
             `paper`: the image is scanned, text token t is the receptance of image token t (equations 6 and 7).
         value_dim: D_v, the width of the values; a multiple of H, `hidden_size` if None.
-        decay_rank, in_context_lr_rank, gate_rank, value_rank: ranks of the LoRAs of equations 8, 9, 9 and 10.
+        decay_rank, in_context_lr_rank, gate_rank, value_rank: ranks of the LoRAs of equations 8, 9, 9 and 10. All but
+            the gate's may be 0: decay or learning rate are then the same for all tokens, or no value is mixed in.
+        output_norm: normalise what is read, per head (equation 14); off for ablations.
         layer_index: place of this layer in its network, in the order of execution.
         num_layers: number of CrossWKV layers of the network; with `layer_index` it sets the initial values.
         group: layers of one group share the value of their first layer (equation 10).
@@ -90,7 +97,7 @@ class CrossWKV(nn.Module):
         own_projections: build `to_q`, `to_k`, `to_v` and `to_out`. Off where a Diffusers `Attention` has them.
 
     Raises:
-        ValueError: an unknown `fusion`, widths that do not divide, or a rank below 1.
+        ValueError: an unknown `fusion`, widths that do not divide, or a rank out of range.
     """
 
     to_q: nn.Module
@@ -110,6 +117,7 @@ class CrossWKV(nn.Module):
         in_context_lr_rank: int = 64,
         gate_rank: int = 128,
         value_rank: int = 16,
+        output_norm: bool = True,
         layer_index: int = 0,
         num_layers: int = 1,
         group: int = 0,
@@ -119,14 +127,14 @@ class CrossWKV(nn.Module):
         super().__init__()
         value_dim = hidden_size if value_dim is None else value_dim
         check_sizes(hidden_size, head_dim, value_dim, fusion)
-        for name, rank in (
-            ("decay_rank", decay_rank),
-            ("in_context_lr_rank", in_context_lr_rank),
-            ("gate_rank", gate_rank),
-            ("value_rank", value_rank),
+        for name, rank, least in (
+            ("decay_rank", decay_rank, 0),
+            ("in_context_lr_rank", in_context_lr_rank, 0),
+            ("gate_rank", gate_rank, 1),
+            ("value_rank", value_rank, 0),
         ):
-            if rank < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {rank}.")
+            if rank < least:
+                raise ValueError(f"`{name}` must be at least {least}, got {rank}.")
         self.hidden_size, self.cross_attention_dim = hidden_size, cross_attention_dim
         self.head_dim, self.value_dim = head_dim, value_dim
         self.num_heads = hidden_size // head_dim
@@ -154,9 +162,9 @@ class CrossWKV(nn.Module):
         gate_bias = None if fusion == "paper" else torch.ones(value_dim)
         self.gate_lora = LowRank(hidden_size, value_dim, gate_rank, torch.sigmoid, gate_bias)
         if fusion == "state":
-            self.norm: nn.Module = StateNorm(value_dim, eps)
+            self.norm: nn.Module = StateNorm(value_dim, eps, output_norm)
         else:
-            self.norm = ScanNorm(self.num_heads, head_dim, value_dim, eps)
+            self.norm = ScanNorm(self.num_heads, head_dim, value_dim, eps, output_norm)
         if own_projections:
             for name, (in_features, out_features, bias) in self.projection_sizes().items():
                 linear = nn.Linear(in_features, out_features, bias=bias)

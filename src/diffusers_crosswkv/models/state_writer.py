@@ -24,20 +24,28 @@ class Write(NamedTuple):
 class LowRank(nn.Module):
     """`expand(activation(reduce(x)))`, the LoRAs of equations 8 to 10: `[B, T, in] -> [B, T, out]`.
 
-    The bias belongs to `expand`; its initial value is what the module returns for an untrained network, nearly.
+    The bias belongs to `expand`; its initial value is what the module returns for an untrained network, nearly. With
+    rank 0 it always returns the bias.
     """
 
     def __init__(self, in_features: int, out_features: int, rank: int, activation, bias: torch.Tensor | None):
         super().__init__()
+        self.rank = rank
+        self.activation = activation
+        if rank == 0:
+            assert bias is not None
+            self.bias = nn.Parameter(bias)
+            return
         self.reduce = nn.Linear(in_features, rank, bias=False)
         self.expand = nn.Linear(rank, out_features, bias=bias is not None)
-        self.activation = activation
         nn.init.zeros_(self.reduce.weight)
         nn.init.orthogonal_(self.expand.weight, gain=0.1)
         if bias is not None:
             self.expand.bias = nn.Parameter(bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.rank == 0:
+            return self.bias.to(x.dtype).expand(*x.shape[:-1], -1)
         return self.expand(self.activation(self.reduce(x)))
 
 
@@ -82,7 +90,7 @@ class StateWriter(nn.Module):
         in_context_lr = -0.19 + 0.3 * zigzag + 0.4 * ramp
         self.in_context_lr_lora = LowRank(source_dim, key_dim, in_context_lr_rank, identity, in_context_lr)
         self.value_lora = None
-        if not first_in_group:
+        if not first_in_group and value_rank > 0:
             self.value_lora = LowRank(
                 source_dim, value_dim, value_rank, identity, 0.73 - 0.4 * channel_ramp(value_dim)
             )

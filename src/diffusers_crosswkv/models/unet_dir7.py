@@ -47,7 +47,8 @@ class DIR7UNet2DConditionModel(UNet2DConditionModel):
             heads, and serves self-attention alone.
         crosswkv_value_dim: D_v, width of the values, one for all blocks or one per down block; the block's if None.
         crosswkv_decay_rank, crosswkv_in_context_lr_rank, crosswkv_gate_rank, crosswkv_value_rank:
-            ranks of the LoRAs (equations 8 to 10).
+            ranks of the LoRAs (equations 8 to 10); 0 leaves one out, but for the gate's.
+        crosswkv_output_norm: normalise what is read from the state, per head (equation 14).
 
     Raises:
         ValueError: sizes that do not divide, an unknown fusion, or blocks without a separate cross-attention.
@@ -65,6 +66,7 @@ class DIR7UNet2DConditionModel(UNet2DConditionModel):
         crosswkv_in_context_lr_rank: int = 64,
         crosswkv_gate_rank: int = 128,
         crosswkv_value_rank: int = 16,
+        crosswkv_output_norm: bool = True,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
@@ -75,6 +77,7 @@ class DIR7UNet2DConditionModel(UNet2DConditionModel):
             "in_context_lr_rank": crosswkv_in_context_lr_rank,
             "gate_rank": crosswkv_gate_rank,
             "value_rank": crosswkv_value_rank,
+            "output_norm": crosswkv_output_norm,
         }
         layers = list(cross_attentions(self))
         value_dims = [value_dim_of(crosswkv_value_dim, level, len(self.down_blocks)) for _, _, level in layers]

@@ -12,6 +12,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..models import DIR7UNet2DConditionModel, PromptState
+from ..models.text_windows import encode_texts
 
 ENDOFTEXT = "<|endoftext|>"
 CALLBACK_TENSORS = ("latents",)
@@ -51,22 +52,12 @@ class DIR7Pipeline(DiffusionPipeline):
     def encode_prompt(self, prompt: str | Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """The text encoder's hidden states `[B, L, D_q]` and their mask `[B, L]` (1 = keep).
 
-        Raises:
-            ValueError: a prompt has more tokens than the text encoder can read; nothing is cut silently.
+        A prompt that is longer than the text encoder's window is encoded in windows; nothing is cut off.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if self.config.prepend_endoftext:
             prompts = [ENDOFTEXT + text for text in prompts]
-        tokens = self.tokenizer(prompts, padding="longest", return_tensors="pt")
-        length, limit = tokens.input_ids.shape[1], self.text_encoder.config.max_position_embeddings
-        if length > limit:
-            longest = int(tokens.attention_mask.sum(1).argmax())
-            raise ValueError(
-                f"A prompt may have up to {limit} tokens with this text encoder, got {length} for prompt {longest}; "
-                "shorten it, or encode it in parts: state = pipe.encode_prompt_state(part, prompt_state=state)."
-            )
-        ids, mask = tokens.input_ids.to(self._execution_device), tokens.attention_mask.to(self._execution_device)
-        return self.text_encoder(ids, attention_mask=mask).last_hidden_state, mask
+        return encode_texts(self.text_encoder, self.tokenizer, prompts, self._execution_device)
 
     @torch.no_grad()
     def encode_prompt_state(
@@ -75,7 +66,7 @@ class DIR7Pipeline(DiffusionPipeline):
         """The state of `prompt`, or of `prompt_state` continued by it; of constant size whatever the prompt's length.
 
         Raises:
-            ValueError: the prompt is too long for the text encoder, or the state is of another model.
+            ValueError: there is neither a prompt nor a state, or the state is of another model.
         """
         if prompt is None:
             if prompt_state is None:

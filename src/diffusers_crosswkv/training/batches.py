@@ -2,20 +2,20 @@
 
 import random
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import torch
 
 
 class CaptionedImages(Protocol):
-    """A data set held in memory."""
-
-    @property
-    def images(self) -> torch.Tensor:
-        """`[N, C, height, width]` in [-1, 1]."""
-        ...
+    """A data set, in memory or made on demand."""
 
     def __len__(self) -> int: ...
+
+    def image(self, index: int) -> torch.Tensor:
+        """`[C, height, width]` in [-1, 1]."""
+        ...
 
     def caption(self, index: int, rng: random.Random) -> str:
         """A caption of one image; where there are several, `rng` draws."""
@@ -49,7 +49,7 @@ def draw_batch(
     indices = epoch_indices(len(dataset), step * batch_size, batch_size, seed)
     rng = random.Random(f"{seed}/{step}")
     captions = ["" if rng.random() < caption_dropout else dataset.caption(i, rng) for i in indices]
-    images = dataset.images[indices]
+    images = torch.stack([dataset.image(i) for i in indices])
     generator = torch.Generator().manual_seed(rng.getrandbits(63))
     noise = torch.randn(images.shape, generator=generator)
     timesteps = torch.randint(0, num_train_timesteps, (batch_size,), generator=generator)
@@ -61,7 +61,12 @@ def epoch_indices(size: int, start: int, count: int, seed: int) -> list[int]:
     indices: list[int] = []
     while len(indices) < count:
         epoch, offset = divmod(start + len(indices), size)
-        order = list(range(size))
-        random.Random(f"{seed}/epoch {epoch}").shuffle(order)
-        indices += order[offset : offset + count - len(indices)]
+        indices += epoch_order(size, epoch, seed)[offset : offset + count - len(indices)]
     return indices
+
+
+@lru_cache(maxsize=2)
+def epoch_order(size: int, epoch: int, seed: int) -> list[int]:
+    order = list(range(size))
+    random.Random(f"{seed}/epoch {epoch}").shuffle(order)
+    return order

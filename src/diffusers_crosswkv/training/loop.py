@@ -12,14 +12,14 @@ from functools import partial
 
 import torch
 from accelerate import Accelerator
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..models import DIR7UNet2DConditionModel
+from ..models.text_windows import encode_texts
 from .batches import Batch, CaptionedImages, draw_batch
 from .checkpoints import Checkpoint, load_latest_checkpoint, save_checkpoint
 from .config import TrainingConfig, claim_output_dir
@@ -37,7 +37,7 @@ class Models:
         text_prefix: put before every caption, `<|endoftext|>` in the paper.
     """
 
-    unet: DIR7UNet2DConditionModel
+    unet: UNet2DConditionModel
     text_encoder: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     scheduler: DDPMScheduler
@@ -148,11 +148,9 @@ class Run:
 
     def loss(self, batch: Batch) -> torch.Tensor:
         captions = [self.models.text_prefix + caption for caption in batch.captions]
-        tokens = self.models.tokenizer(captions, padding="longest", return_tensors="pt")
-        tokens = tokens.to(self.accelerator.device)
         with self.accelerator.autocast():
-            prompt_embeds = self.text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
-            return diffusion_loss(self.unet, self.models.scheduler, batch, prompt_embeds, tokens.attention_mask)
+            prompt_embeds, mask = encode_texts(self.text_encoder, self.models.tokenizer, captions)
+            return diffusion_loss(self.unet, self.models.scheduler, batch, prompt_embeds, mask)
 
     def save(self, step: int) -> None:
         if self.accelerator.is_main_process:

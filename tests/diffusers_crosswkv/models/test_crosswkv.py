@@ -18,7 +18,8 @@ BAR = 1e-9
 
 def make_layer(fusion, *, dtype=torch.float64, seed=0, **kwargs):
     """A small layer whose every parameter is random: many start at zero, and would hide what they multiply."""
-    layer = CrossWKV(HIDDEN, TEXT, HEAD_DIM, fusion, **RANKS, layer_index=1, num_layers=3, **kwargs).to(dtype)
+    options = RANKS | {"layer_index": 1, "num_layers": 3} | kwargs
+    layer = CrossWKV(HIDDEN, TEXT, HEAD_DIM, fusion, **options).to(dtype)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in layer.parameters():
@@ -34,6 +35,8 @@ def make_inputs(batch=2, image_length=7, text_length=5, *, dtype=torch.float64, 
 
 
 def low_rank(lora, x, activation=lambda x: x):
+    if lora.rank == 0:
+        return lora.bias
     y = lora.expand.weight @ activation(lora.reduce.weight @ x)
     return y if lora.expand.bias is None else y + lora.expand.bias
 
@@ -47,7 +50,7 @@ def write(writer, to_k, to_v, sequence, first_values):
         k, v = to_k.weight @ x_k, to_v.weight @ x_v  # (7)
         w = -math.exp(-0.5) / (1 + torch.exp(-low_rank(writer.decay_lora, x_w, torch.tanh)))  # (8)
         a = 1 / (1 + torch.exp(-low_rank(writer.in_context_lr_lora, x_a)))  # (9)
-        if first_values is not None:
+        if first_values is not None and writer.value_lora is not None:
             share = 1 / (1 + torch.exp(-low_rank(writer.value_lora, x_v)))
             v = (1 - share) * v + share * first_values[t]  # (10)
         kappa = (k * writer.k_k).view(HEADS, -1)
@@ -70,9 +73,12 @@ def read(layer, S, r, x_g, bonus=0):
     """Equations 14 to 16 of one token."""
     r = r.view(HEADS, -1)
     o = torch.stack([S[h] @ r[h] for h in range(HEADS)])
-    centred = o - o.mean(1, keepdim=True)
-    o = centred / ((centred**2).mean(1, keepdim=True) + HEAD_DIM * 1e-5).sqrt()
-    o = o.flatten() * layer.norm.weight + layer.norm.bias + bonus
+    if layer.norm.weight is None:
+        o = o.flatten() + bonus
+    else:
+        centred = o - o.mean(1, keepdim=True)
+        o = centred / ((centred**2).mean(1, keepdim=True) + HEAD_DIM * 1e-5).sqrt()
+        o = o.flatten() * layer.norm.weight + layer.norm.bias + bonus
     gate = low_rank(layer.gate_lora, x_g, lambda x: 1 / (1 + torch.exp(-x)))
     return layer.to_out[0].weight @ (o * gate) + layer.to_out[0].bias
 
@@ -169,6 +175,20 @@ def test_equations(fusion, sizes, value_dim, first_in_group, data, seed):
 @pytest.mark.parametrize(("image_length", "text_length"), [(140, 70), (70, 140)])
 def test_equations_over_several_chunks(fusion, image_length, text_length):
     assert_follows_the_equations(make_layer(fusion), *make_inputs(1, image_length, text_length))
+
+
+@FUSIONS
+@pytest.mark.parametrize(
+    "without",
+    [{"decay_rank": 0}, {"in_context_lr_rank": 0}, {"value_rank": 0}, {"output_norm": False}],
+    ids=lambda without: next(iter(without)),
+)
+def test_equations_with_a_part_left_out(fusion, without):
+    layer = make_layer(fusion, first_in_group=False, **without)
+    image, text = make_inputs(2, 6, 4)
+    assert_follows_the_equations(layer, image, text, None, make_first_value(layer, image, text))
+    whole = make_layer(fusion, first_in_group=False)
+    assert sum(p.numel() for p in layer.parameters()) < sum(p.numel() for p in whole.parameters())
 
 
 @FUSIONS

@@ -213,7 +213,6 @@ def test_prepend_endoftext_is_a_config_value(make_pipeline, tmp_path):
         ({"prompt": "a", "latents": torch.zeros(1, 1, 4, 4)}, r"`latents` must be finite and \[1, 1, 8, 8\]"),
         ({"prompt": "a", "latents": torch.full((1, 1, 8, 8), torch.nan)}, "not finite"),
         ({"prompt": "a", "callback_on_step_end_tensor_inputs": ["prompt"]}, "may name latents, got"),
-        ({"prompt": "seven " * 100}, "up to 77 tokens with this text encoder, got 103 for prompt 0"),
     ],
 )
 def test_bad_inputs(make_pipeline, arguments, message):

@@ -3,7 +3,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from diffusers_crosswkv.training.batches import Batch
-from diffusers_crosswkv.training.loss import diffusion_loss
+from diffusers_crosswkv.training.loss import MAX_SAMPLE_WEIGHT, diffusion_loss
 
 
 class Predicts:
@@ -41,6 +41,19 @@ def test_targets_and_noise(batch):
         assert unet.seen[1:] == (batch.timesteps, text, mask)
 
 
+def test_sample_target_weighs_as_a_v_target_up_to_a_limit(batch):
+    """v - v' = (x' - x) / sqrt(1 - abar), so that the squared error of v is 1 + SNR times that of x."""
+    abar = torch.cumprod(1 - torch.linspace(0.0001, 0.02, 1000), 0)[batch.timesteps]
+    weights = (1 / (1 - abar)).clamp(max=MAX_SAMPLE_WEIGHT)
+    assert weights[0] == MAX_SAMPLE_WEIGHT > weights[2] > weights[3] > 1
+    loss = diffusion_loss(
+        Predicts(batch.images + 0.5), DDPMScheduler(prediction_type="sample"), batch, torch.randn(4, 3, 24)
+    )
+    torch.testing.assert_close(loss, 0.25 * weights.mean(), rtol=1e-4, atol=0)
+
+
 def test_other_targets_are_refused(batch):
-    with pytest.raises(ValueError, match="must be epsilon or v_prediction, got 'sample'"):
-        diffusion_loss(Predicts(batch.noise), DDPMScheduler(prediction_type="sample"), batch, torch.randn(4, 3, 24))
+    scheduler = DDPMScheduler()
+    scheduler.register_to_config(prediction_type="flow")
+    with pytest.raises(ValueError, match="must be epsilon, v_prediction or sample, got 'flow'"):
+        diffusion_loss(Predicts(batch.noise), scheduler, batch, torch.randn(4, 3, 24))
