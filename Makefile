@@ -3,10 +3,16 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3
 VENV ?= .venv
 PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test test-full lint clean
+.PHONY: quickstart alignment judge test lint clean
 
 quickstart: $(VENV)/.installed-quickstart
 	TRANSFORMERS_VERBOSITY=error $(VENV)/bin/python scripts/quickstart.py $(ARGS)
+
+alignment: $(VENV)/.installed-benchmarks
+	TRANSFORMERS_VERBOSITY=error $(VENV)/bin/python scripts/run_alignment.py $(ARGS)
+
+judge: $(VENV)/.installed-benchmarks
+	TRANSFORMERS_VERBOSITY=error $(VENV)/bin/python scripts/measure_judge.py $(ARGS)
 
 test: $(VENV)/.installed-tests
 	$(VENV)/bin/ruff check .

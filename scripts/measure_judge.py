@@ -1,6 +1,6 @@
 """Read held-out scenes, clean, blurred and noisy, with the judge and with a CNN trained for it; print a table.
 
-    python scripts/measure_judge.py [--rows runs/judge.jsonl]
+python scripts/measure_judge.py [--rows runs/judge.jsonl]
 """
 
 import argparse

@@ -52,7 +52,7 @@ TRAINING = Split()
 SPLITS = {
     "same": TRAINING,
     "pairs": Split(required_pairs=HELD_OUT_PAIRS),
-    "objects": Split(num_objects=(4, 5), lengths=("medium",)),
+    "objects": Split(num_objects=(4, 5), lengths=("medium",)),  # 4 alone at 16 pixels, see `Scenes`
     "order": Split(num_objects=(2, 3), in_reading_order=False),
     "language": Split(languages=("French",), required_pairs=FRENCH_HELD_OUT, not_in_french=NONE),
     "long": Split(lengths=("long",)),
@@ -67,7 +67,7 @@ class Scenes:
 
     Args:
         resolution: one of `scenes.GRIDS`, 16, 32 or 64.
-        split: which scenes and captions.
+        split: which scenes and captions; numbers of objects for which the grid has no cells are left out.
         size: of an epoch.
         seed: other scenes for another seed.
 
@@ -83,15 +83,20 @@ class Scenes:
     def __post_init__(self):
         if self.resolution not in GRIDS:
             raise ValueError(f"`resolution` must be one of {', '.join(map(str, GRIDS))}, got {self.resolution}.")
-        if max(self.split.num_objects) > self.grid**2 or min(self.split.num_objects) < 1:
+        if not any(1 <= n <= self.grid**2 for n in self.split.num_objects) or min(self.split.num_objects) < 1:
             raise ValueError(
-                f"`num_objects` must lie between 1 and {self.grid**2}, the number of cells at {self.resolution} "
-                f"pixels, got {self.split.num_objects}."
+                f"`num_objects` must hold a number between 1 and {self.grid**2}, the number of cells at "
+                f"{self.resolution} pixels, and none below, got {self.split.num_objects}."
             )
 
     @property
     def grid(self) -> int:
         return GRIDS[self.resolution]
+
+    @property
+    def num_objects(self) -> tuple[int, ...]:
+        """Those of the split for which there are cells."""
+        return tuple(n for n in self.split.num_objects if n <= self.grid**2)
 
     def __len__(self) -> int:
         return self.size
@@ -100,7 +105,7 @@ class Scenes:
         rng = self._rng("scene", index)
         split = self.split
         scene = draw_scene(
-            rng, self.grid, rng.choice(split.num_objects), lambda *pair: pair not in split.forbidden_pairs
+            rng, self.grid, rng.choice(self.num_objects), lambda *pair: pair not in split.forbidden_pairs
         )
         if not split.required_pairs:
             return scene

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from ..data.scene_splits import EVERYTHING, Scenes
+from ..data.scenes import Scene
 from .scene_cnn import SceneCNN, disturb
 from .scenes import read_scene
 
@@ -43,9 +44,19 @@ def measure_judge(cnn: SceneCNN, resolution: int, count: int = 1000, seed: int =
     for blur, noise in DISTURBANCES:
         images = disturb(clean, blur, noise)
         judged, seen = [read_scene(image, scenes.grid) for image in images], cnn.read(images, scenes.grid)
-        shares = [
-            sum(a == b for a, b in zip(*pair, strict=True)) / count
-            for pair in ((judged, truth), (seen, truth), (judged, seen))
-        ]
-        rows.append(JudgeAccuracy(resolution, blur, noise, *shares, count))
+        rows.append(
+            JudgeAccuracy(
+                resolution,
+                blur,
+                noise,
+                judge=share_alike(judged, truth),
+                cnn=share_alike(seen, truth),
+                agreement=share_alike(judged, seen),
+                count=count,
+            )
+        )
     return rows
+
+
+def share_alike(some: list[Scene], others: list[Scene]) -> float:
+    return sum(a == b for a, b in zip(some, others, strict=True)) / len(some)

@@ -88,7 +88,8 @@ def train_scene_cnn(resolution: int, steps: int = 800, batch_size: int = 32, see
         images = disturb(images, rng.choice((0, 0.4, 0.8)), rng.choice((0, 0.05, 0.15)), seed=step)
         targets = torch.cat([targets_of(scenes.scene(i)) for i in numbers])
         logits = model(cell_crops(images, scenes.grid))
-        loss = sum(F.cross_entropy(x, targets[:, i], ignore_index=-1) for i, x in enumerate(logits))
+        losses = [F.cross_entropy(x, targets[:, i], ignore_index=-1) for i, x in enumerate(logits)]
+        loss = torch.stack(losses).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from crosswkv_kernels import state_readout, wkv7
 from torch import nn
 
-from .state_writer import LowRank, StateWriter, Write, at_least_float32
+from .state_writer import FeatureMap, LowRank, StateWriter, Write, at_least_float32
 
 FUSIONS = ("state", "paper", "prefix")
+FEATURE_MAPS: dict[str, FeatureMap] = {"identity": lambda x: x, "silu": F.silu}
 
 
 class Projections(Protocol):
@@ -89,6 +90,9 @@ class CrossWKV(nn.Module):
         value_dim: D_v, the width of the values; a multiple of H, `hidden_size` if None.
         decay_rank, in_context_lr_rank, gate_rank, value_rank: ranks of the LoRAs of equations 8, 9, 9 and 10. All but
             the gate's may be 0: decay or learning rate are then the same for all tokens, or no value is mixed in.
+        feature_map: what keys and receptances pass through, `silu` (as in DeltaNet, arXiv:2406.06484) or `identity`.
+            None is `identity` in `paper` fusion, as in the equations, and `silu` in the others, which learn to find
+            one token among many much sooner with it (`benchmarks/alignment`).
         output_norm: normalise what is read, per head (equation 14); off for ablations.
         layer_index: place of this layer in its network, in the order of execution.
         num_layers: number of CrossWKV layers of the network; with `layer_index` it sets the initial values.
@@ -117,6 +121,7 @@ class CrossWKV(nn.Module):
         in_context_lr_rank: int = 64,
         gate_rank: int = 128,
         value_rank: int = 16,
+        feature_map: str | None = None,
         output_norm: bool = True,
         layer_index: int = 0,
         num_layers: int = 1,
@@ -127,6 +132,8 @@ class CrossWKV(nn.Module):
         super().__init__()
         value_dim = hidden_size if value_dim is None else value_dim
         check_sizes(hidden_size, head_dim, value_dim, fusion)
+        if feature_map not in (None, *FEATURE_MAPS):
+            raise ValueError(f"`feature_map` must be one of {', '.join(FEATURE_MAPS)} or None, got {feature_map!r}.")
         for name, rank, least in (
             ("decay_rank", decay_rank, 0),
             ("in_context_lr_rank", in_context_lr_rank, 0),
@@ -139,6 +146,7 @@ class CrossWKV(nn.Module):
         self.head_dim, self.value_dim = head_dim, value_dim
         self.num_heads = hidden_size // head_dim
         self.fusion = fusion
+        self.feature_map = FEATURE_MAPS[feature_map or ("identity" if fusion == "paper" else "silu")]
         self.layer_index, self.group, self.first_in_group = layer_index, group, first_in_group
         eps = head_dim * 1e-5
         make_writer = partial(
@@ -151,11 +159,12 @@ class CrossWKV(nn.Module):
             value_rank=value_rank,
             position=layer_index / max(num_layers - 1, 1),
             first_in_group=first_in_group,
+            feature_map=self.feature_map,
         )
         if fusion != "paper":
-            self.text_writer = make_writer(cross_attention_dim, with_gate_mix=False)
+            self.text_writer = make_writer(cross_attention_dim, of_text=True)
         if fusion != "state":
-            self.image_writer = make_writer(hidden_size, with_gate_mix=True)
+            self.image_writer = make_writer(hidden_size, of_text=False)
         if fusion == "prefix":
             self.image_to_k = nn.Linear(hidden_size, hidden_size, bias=False)
             self.image_to_v = nn.Linear(hidden_size, value_dim, bias=False)
@@ -227,14 +236,18 @@ class CrossWKV(nn.Module):
 
         Nothing here depends on a token's neighbours: permuting the image tokens permutes the result.
         """
-        receptance = projections.to_q(hidden_states).unflatten(-1, (self.num_heads, -1))
+        receptance = self.receptance(projections, hidden_states)
         return apply_out(projections, self.norm(receptance, state, self.gate_lora(hidden_states)))
+
+    def receptance(self, projections: Projections, x: torch.Tensor) -> torch.Tensor:
+        """`[B, T, D]` to `[B, T, H, K]`."""
+        return self.feature_map(projections.to_q(x)).unflatten(-1, (self.num_heads, -1))
 
     def receptance_of_text(
         self, projections: Projections, text: torch.Tensor, mask: torch.Tensor | None = None
     ) -> torch.Tensor:
         """`paper` fusion: the receptances `[B, L, H, K]`, masked tokens zero and behind all others."""
-        receptance = projections.to_q(text).unflatten(-1, (self.num_heads, -1))
+        receptance = self.receptance(projections, text)
         if mask is None:
             return receptance
         order = torch.argsort((~mask).byte(), dim=1, stable=True)[:, :, None, None]
@@ -258,7 +271,7 @@ class CrossWKV(nn.Module):
         to_k: nn.Module
         to_v: nn.Module
         if receptance is None:
-            receptance = projections.to_q(hidden_states).unflatten(-1, (self.num_heads, -1))
+            receptance = self.receptance(projections, hidden_states)
             to_k, to_v = self.image_to_k, self.image_to_v
         else:
             to_k, to_v = projections.to_k, projections.to_v

@@ -1,4 +1,4 @@
-"""Where RWKV-7's parameters start (RWKV-LM, x070), one tensor per function.
+"""Where the parameters start, one tensor per function: as in RWKV-7 (RWKV-LM, x070) where not said otherwise.
 
 `position` is the layer's place in its network, 0 for the first to 1 for the last.
 """
@@ -23,8 +23,17 @@ def initial_decay(width: int, head_dim: int, position: float) -> torch.Tensor:
     return -5.5 + 6 * ramp + 2.5 * head_zigzag(width, head_dim)
 
 
-def initial_mix(width: int, position: float, with_gate: bool) -> torch.Tensor:
-    """`mu` of w, k, v, a (and g): early channels look back, late ones do not, deeper layers less (RWKV-LM, x070)."""
+def initial_text_decay(width: int) -> torch.Tensor:
+    """As `initial_decay`, but all channels keep nearly all: only the last state of a text is read, not each one."""
+    return torch.linspace(-9, -5, width)
+
+
+def initial_mix(width: int, position: float) -> torch.Tensor:
+    """`mu` of w, k, v, a and g: early channels look back, late ones do not, deeper layers less (RWKV-LM, x070)."""
     channel = torch.arange(width) / width
-    powers = (0.9, 0.7, 0.7, 0.9, 0.2)[: 5 if with_gate else 4]
-    return torch.stack([1 - channel ** (power * (1 - position)) for power in powers])
+    return torch.stack([1 - channel ** (power * (1 - position)) for power in (0.9, 0.7, 0.7, 0.9, 0.2)])
+
+
+def initial_text_mix(width: int) -> torch.Tensor:
+    """`mu` of w, k, v and a of a text: none looks back, for a text encoder has mixed its tokens already."""
+    return torch.zeros(4, width)

@@ -1,6 +1,7 @@
 """What tokens write into the state: equations 4, 5 and 8 to 12 of the paper, the projections of 7 in between."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -8,7 +9,16 @@ import torch.nn.functional as F
 from crosswkv_kernels import token_shift_mix
 from torch import nn
 
-from .initial_values import channel_ramp, head_zigzag, initial_decay, initial_mix
+from .initial_values import (
+    channel_ramp,
+    head_zigzag,
+    initial_decay,
+    initial_mix,
+    initial_text_decay,
+    initial_text_mix,
+)
+
+FeatureMap = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Write(NamedTuple):
@@ -78,14 +88,16 @@ class StateWriter(nn.Module):
         value_rank: int,
         position: float,
         first_in_group: bool,
-        with_gate_mix: bool,
+        of_text: bool,
+        feature_map: FeatureMap,
     ):
         super().__init__()
         self.num_heads = key_dim // head_dim
-        self.mix = TokenShiftMix(initial_mix(source_dim, position, with_gate_mix))
-        self.decay_lora = LowRank(
-            source_dim, key_dim, decay_rank, torch.tanh, initial_decay(key_dim, head_dim, position)
-        )
+        self.feature_map = feature_map
+        mix = initial_text_mix(source_dim) if of_text else initial_mix(source_dim, position)
+        decay = initial_text_decay(key_dim) if of_text else initial_decay(key_dim, head_dim, position)
+        self.mix = TokenShiftMix(mix)
+        self.decay_lora = LowRank(source_dim, key_dim, decay_rank, torch.tanh, decay)
         ramp, zigzag = channel_ramp(key_dim), head_zigzag(key_dim, head_dim)
         in_context_lr = -0.19 + 0.3 * zigzag + 0.4 * ramp
         self.in_context_lr_lora = LowRank(source_dim, key_dim, in_context_lr_rank, identity, in_context_lr)
@@ -121,6 +133,7 @@ class StateWriter(nn.Module):
                     f"got {list(first_value.shape)}."
                 )
             value = torch.lerp(value, first_value, torch.sigmoid(self.value_lora(x_v)))
+        key = self.feature_map(key)
         removal_key = F.normalize(self._heads(at_least_float32(key) * self.k_k), dim=-1)  # (11)
         key = key * (1 + (in_context_lr - 1) * self.k_a)
         write = Write(

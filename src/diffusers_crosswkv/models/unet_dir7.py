@@ -48,6 +48,8 @@ class DIR7UNet2DConditionModel(UNet2DConditionModel):
         crosswkv_value_dim: D_v, width of the values, one for all blocks or one per down block; the block's if None.
         crosswkv_decay_rank, crosswkv_in_context_lr_rank, crosswkv_gate_rank, crosswkv_value_rank:
             ranks of the LoRAs (equations 8 to 10); 0 leaves one out, but for the gate's.
+        crosswkv_feature_map: what keys and receptances pass through, `silu` or `identity`; None is `identity` in
+            `paper` fusion and `silu` in the others.
         crosswkv_output_norm: normalise what is read from the state, per head (equation 14).
 
     Raises:
@@ -66,6 +68,7 @@ class DIR7UNet2DConditionModel(UNet2DConditionModel):
         crosswkv_in_context_lr_rank: int = 64,
         crosswkv_gate_rank: int = 128,
         crosswkv_value_rank: int = 16,
+        crosswkv_feature_map: str | None = None,
         crosswkv_output_norm: bool = True,
         **kwargs,
     ):
@@ -77,6 +80,7 @@ class DIR7UNet2DConditionModel(UNet2DConditionModel):
             "in_context_lr_rank": crosswkv_in_context_lr_rank,
             "gate_rank": crosswkv_gate_rank,
             "value_rank": crosswkv_value_rank,
+            "feature_map": crosswkv_feature_map,
             "output_norm": crosswkv_output_norm,
         }
         layers = list(cross_attentions(self))

@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import random
 
@@ -103,7 +102,11 @@ def test_bad_data_sets():
     with pytest.raises(ValueError, match="must be one of 16, 32, 64, got 48"):
         Scenes(48)
     with pytest.raises(ValueError, match="between 1 and 4, the number of cells at 16 pixels"):
-        Scenes(16)
-    assert Scenes(16, dataclasses.replace(TRAINING, num_objects=(4,))).scene(0).grid == 2
+        Scenes(16, Split(num_objects=(5,)))
     with pytest.raises(ValueError, match="between 1 and 9"):
         Scenes(32, Split(num_objects=(0, 1)))
+
+
+def test_small_pictures_have_fewer_objects():
+    scenes = Scenes(16, SPLITS["objects"])
+    assert {len(scenes.scene(i).objects) for i in range(30)} == {4}

@@ -41,13 +41,18 @@ def low_rank(lora, x, activation=lambda x: x):
     return y if lora.expand.bias is None else y + lora.expand.bias
 
 
-def write(writer, to_k, to_v, sequence, first_values):
+def feature(layer, x):
+    """What keys and receptances pass through: in the paper, nothing."""
+    return x if layer.fusion == "paper" else x / (1 + torch.exp(-x))
+
+
+def write(layer, writer, to_k, to_v, sequence, first_values):
     """Equations 4 to 12: of each token `w, k, v, kappa, a`, one row per head, and what its gate sees."""
     before = torch.zeros_like(sequence[0]) if len(sequence) else None
     for t, x in enumerate(sequence):
         x_w, x_k, x_v, x_a, *x_g = [x + (before - x) * mu for mu in writer.mix.mu]  # (4, 5)
         before = x
-        k, v = to_k.weight @ x_k, to_v.weight @ x_v  # (7)
+        k, v = feature(layer, to_k.weight @ x_k), to_v.weight @ x_v  # (7)
         w = -math.exp(-0.5) / (1 + torch.exp(-low_rank(writer.decay_lora, x_w, torch.tanh)))  # (8)
         a = 1 / (1 + torch.exp(-low_rank(writer.in_context_lr_lora, x_a)))  # (9)
         if first_values is not None and writer.value_lora is not None:
@@ -87,18 +92,18 @@ def oracle(layer, image, text, text_values=None, image_values=None):
     """One sample: image `[T, D]`, text `[L, D_q]` without masked tokens, values of the group's first layer."""
     S = torch.zeros(HEADS, layer.value_dim // HEADS, HEAD_DIM, dtype=torch.float64)
     if layer.fusion != "paper":
-        for token in write(layer.text_writer, layer.to_k, layer.to_v, text, text_values):
+        for token in write(layer, layer.text_writer, layer.to_k, layer.to_v, text, text_values):
             S = step(S, *token)
     if layer.fusion == "state":
-        return torch.stack([read(layer, S, layer.to_q.weight @ x, x) for x in image])
+        return torch.stack([read(layer, S, feature(layer, layer.to_q.weight @ x), x) for x in image])
     rows, to_k, to_v = [], layer.to_k, layer.to_v
     if layer.fusion == "prefix":
         to_k, to_v = layer.image_to_k, layer.image_to_v
-    for t, (*token, x_g) in enumerate(write(layer.image_writer, to_k, to_v, image, image_values)):
+    for t, (*token, x_g) in enumerate(write(layer, layer.image_writer, to_k, to_v, image, image_values)):
         S = step(S, *token)
         r = torch.zeros(HIDDEN, dtype=torch.float64)  # (6)
         if layer.fusion == "prefix":
-            r = layer.to_q.weight @ image[t]
+            r = feature(layer, layer.to_q.weight @ image[t])
         elif t < len(text):
             r = layer.to_q.weight @ text[t]
         _, k, v, _, _ = token
@@ -189,6 +194,24 @@ def test_equations_with_a_part_left_out(fusion, without):
     assert_follows_the_equations(layer, image, text, None, make_first_value(layer, image, text))
     whole = make_layer(fusion, first_in_group=False)
     assert sum(p.numel() for p in layer.parameters()) < sum(p.numel() for p in whole.parameters())
+
+
+@FUSIONS
+@pytest.mark.parametrize("name", ["identity", "silu"])
+def test_feature_map(fusion, name):
+    layer = make_layer(fusion, feature_map=name)
+    default = make_layer(fusion)
+    inputs = make_inputs()
+    assert torch.equal(layer(*inputs), default(*inputs)) == (name == ("identity" if fusion == "paper" else "silu"))
+
+
+def test_a_text_writes_without_looking_back_and_forgets_slowly():
+    writer = CrossWKV(HIDDEN, TEXT, HEAD_DIM, layer_index=0, num_layers=3).text_writer
+    tokens = torch.randn(1, 6, TEXT)
+    assert all(torch.equal(x, tokens) for x in writer.mix(tokens))
+    key, value = torch.randn(1, 6, HIDDEN), torch.randn(1, 6, HIDDEN)
+    write = writer(key, value, *writer.mix(tokens)[:1], *writer.mix(tokens)[2:])
+    assert (write.w.sum(1).exp() > 0.97).all()
 
 
 @FUSIONS
@@ -358,6 +381,8 @@ def test_paper_needs_first_values_only_where_text_reads():
         ),
         ({"value_dim": 0}, "`value_dim` must be a multiple of the number of heads, got 0 and 3 heads"),
         ({"fusion": "softmax"}, "`fusion` must be one of state, paper, prefix, got 'softmax'"),
+        ({"feature_map": "relu"}, "`feature_map` must be one of identity, silu or None, got 'relu'"),
+        ({"decay_rank": -1}, "`decay_rank` must be at least 0, got -1"),
     ],
 )
 def test_construction_errors(kwargs, message):

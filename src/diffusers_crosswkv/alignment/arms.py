@@ -1,0 +1,127 @@
+"""What the alignment benchmark compares, and how much of it: arms and presets."""
+
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from transformers import CLIPTokenizer
+
+from ..data.scene_splits import captions_for_tokenizer
+from ..models import DIR7UNet2DConditionModel
+from ..training import Models
+from ..training.text import fit_tokenizer, make_text_encoder
+
+ENDOFTEXT = "<|endoftext|>"
+NOISE_SCHEDULE = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "sample"}
+TOLERANCE = 0.03  # by which the numbers of parameters of two arms may differ
+NARROWEST_MLP = 64
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of reading the text.
+
+    Args:
+        fusion: of CrossWKV; None is softmax cross-attention, the stock U-Net of the same config.
+        options: arguments of `DIR7UNet2DConditionModel` besides.
+        reads_text: off for the control that is trained without captions.
+        prefix: before every caption, `<|endoftext|>` in the paper (section 4.4).
+    """
+
+    fusion: str | None
+    options: dict[str, Any] = field(default_factory=dict)
+    reads_text: bool = True
+    prefix: str = ENDOFTEXT
+
+
+MAIN_ARMS = {
+    "softmax": Arm(None),
+    "state": Arm("state"),
+    "prefix": Arm("prefix"),
+    "paper": Arm("paper"),
+    "no text": Arm(None, reads_text=False),
+}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The size of the benchmark.
+
+    Args:
+        resolution: of the pictures, in pixels.
+        patch: pixels per side that are one position of the U-Net; its channels are `3 * patch**2`.
+        unet: config of both U-Nets.
+        crosswkv: config of CrossWKV's part.
+        text_width, text_layers, window: of the text encoder, the last in tokens.
+        steps, batch_size, learning_rate, ema_decay: of every training.
+        seeds: trainings per main arm; ablations take the first `ablation_seeds`.
+        pictures: judged per split and training; `pictures_same` on the split like training.
+        sampling_steps, guidance_scale: how they are drawn.
+        recall_steps: of the trainings of one layer on facts.
+    """
+
+    resolution: int
+    patch: int
+    unet: dict[str, Any]
+    crosswkv: dict[str, Any]
+    text_width: int
+    text_layers: int
+    window: int
+    steps: int
+    batch_size: int
+    learning_rate: float
+    ema_decay: float
+    seeds: tuple[int, ...]
+    ablation_seeds: tuple[int, ...]
+    pictures: int
+    pictures_same: int
+    sampling_steps: int
+    guidance_scale: float
+    recall_steps: int
+
+
+def build(arm: Arm, preset: Preset, seed: int, mlp_width: int | None = None) -> Models:
+    """The untrained models of an arm; parts that two arms share start equal for equal seeds.
+
+    `mlp_width` is that of the text encoder's layers; None takes the one that [`matched_width`] finds.
+    """
+    mlp_width = matched_width(arm, preset) if mlp_width is None else mlp_width
+    torch.manual_seed(seed)
+    tokenizer = scene_tokenizer(preset.window)
+    text_encoder = make_text_encoder(tokenizer, preset.text_width, preset.text_layers, mlp_width)
+    config = preset.unet | {
+        "sample_size": preset.resolution // preset.patch,
+        "in_channels": 3 * preset.patch**2,
+        "out_channels": 3 * preset.patch**2,
+        "cross_attention_dim": preset.text_width,
+    }
+    unet: UNet2DConditionModel
+    if arm.fusion is None:
+        unet = UNet2DConditionModel(**config)
+    else:
+        options = {f"crosswkv_{name}": value for name, value in (preset.crosswkv | arm.options).items()}
+        unet = DIR7UNet2DConditionModel(**config, crosswkv_fusion=arm.fusion, **options)
+    return Models(unet, text_encoder, tokenizer, DDPMScheduler(**NOISE_SCHEDULE), arm.prefix)
+
+
+@cache
+def scene_tokenizer(window: int) -> CLIPTokenizer:
+    return fit_tokenizer(captions_for_tokenizer(), max_length=window, min_frequency=80)
+
+
+def matched_width(arm: Arm, preset: Preset) -> int:
+    """The width of the text encoder's MLP that gives this arm as many parameters as the largest main arm has.
+
+    Softmax has none of CrossWKV's mixes and LoRAs, so it gets a wider text encoder instead.
+    """
+    most = max(count_parameters(other, preset) for other in MAIN_ARMS.values())
+    per_unit = preset.text_layers * (2 * preset.text_width + 1)
+    return NARROWEST_MLP + round((most - count_parameters(arm, preset)) / per_unit)
+
+
+def count_parameters(arm: Arm, preset: Preset, mlp_width: int = NARROWEST_MLP) -> int:
+    """Trained parameters, U-Net and text encoder."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in build(arm, preset, 0, mlp_width).parameters())

@@ -1,0 +1,53 @@
+"""Pictures from captions, with a U-Net of either kind; what a pipeline does, for patched pixels."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from diffusers import DPMSolverMultistepScheduler
+
+from ..data.scene_splits import Scenes
+from ..models import DIR7UNet2DConditionModel
+from ..models.text_windows import encode_texts
+from ..training import Models
+from .arms import NOISE_SCHEDULE, Preset
+
+
+class Patched:
+    """Scenes whose pictures are cut in patches, `[3 * patch**2, resolution / patch, resolution / patch]`."""
+
+    def __init__(self, scenes: Scenes, patch: int):
+        self.scenes, self.patch = scenes, patch
+        self.caption = scenes.caption
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def image(self, index: int) -> torch.Tensor:
+        return F.pixel_unshuffle(self.scenes.image(index), self.patch)
+
+
+@torch.no_grad()
+def draw(models: Models, captions: Sequence[str], preset: Preset, seed: int) -> torch.Tensor:
+    """One picture `[3, resolution, resolution]` in [-1, 1] per caption; noise from the seed."""
+    scheduler = DPMSolverMultistepScheduler(**NOISE_SCHEDULE, thresholding=True, sample_max_value=1.0)
+    scheduler.set_timesteps(preset.sampling_steps)
+    side = preset.resolution // preset.patch
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(len(captions), 3 * preset.patch**2, side, side, generator=generator).to(models.unet.device)
+    text = read_texts(models, [*captions, *[""] * len(captions)])
+    for t in scheduler.timesteps:
+        prompted, unprompted = models.unet(torch.cat([x, x]), t, **text).sample.chunk(2)
+        guided = unprompted + preset.guidance_scale * (prompted - unprompted)
+        x = scheduler.step(guided, t, x).prev_sample
+    return F.pixel_shuffle(x, preset.patch).clamp(-1, 1).cpu()
+
+
+def read_texts(models: Models, captions: Sequence[str]) -> dict[str, object]:
+    """The U-Net's text arguments; a prompt state where there is one, so that the text is scanned once."""
+    hidden, mask = encode_texts(models.text_encoder, models.tokenizer, [models.text_prefix + x for x in captions])
+    unet = models.unet
+    if isinstance(unet, DIR7UNet2DConditionModel) and unet.config.crosswkv_fusion != "paper":
+        state = unet.encode_prompt(hidden, mask)
+        return {"encoder_hidden_states": None, "cross_attention_kwargs": {"prompt_state": state}}
+    return {"encoder_hidden_states": hidden, "encoder_attention_mask": mask}

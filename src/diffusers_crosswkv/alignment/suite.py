@@ -1,0 +1,195 @@
+"""All trainings of the alignment benchmark: which there are, and how to run them, one or several at a time."""
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from ..environment import environment
+from .arms import MAIN_ARMS, Arm, Preset, count_parameters, matched_width
+from .capacity import as_row, measure_recall
+from .runs import measure, row_path, train_arm, write_json
+
+RANKS = ("decay_rank", "in_context_lr_rank", "gate_rank", "value_rank")
+SMALL = Preset(
+    resolution=16,
+    patch=4,
+    unet={
+        "down_block_types": ["CrossAttnDownBlock2D"],
+        "mid_block_type": None,
+        "up_block_types": ["CrossAttnUpBlock2D"],
+        "block_out_channels": [48],
+        "layers_per_block": 1,
+        "norm_num_groups": 8,
+        "attention_head_dim": 4,
+    },
+    crosswkv={"head_dim": 16} | dict.fromkeys(RANKS, 8),
+    text_width=64,
+    text_layers=2,
+    window=20,
+    steps=3000,
+    batch_size=64,
+    learning_rate=3e-3,
+    ema_decay=0.995,
+    seeds=(0, 1, 2),
+    ablation_seeds=(0,),
+    pictures=120,
+    pictures_same=480,
+    sampling_steps=20,
+    guidance_scale=3.0,
+    recall_steps=1500,
+)
+FULL = Preset(
+    resolution=64,
+    patch=2,
+    unet={
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "block_out_channels": [64, 128, 192],
+        "layers_per_block": 2,
+        "norm_num_groups": 32,
+        "attention_head_dim": 4,
+    },
+    crosswkv={"head_dim": 64} | dict.fromkeys(RANKS, 32),
+    text_width=256,
+    text_layers=4,
+    window=77,
+    steps=30_000,
+    batch_size=128,
+    learning_rate=1e-3,
+    ema_decay=0.999,
+    seeds=(0, 1, 2),
+    ablation_seeds=(0, 1, 2),
+    pictures=1020,
+    pictures_same=2048,
+    sampling_steps=25,
+    guidance_scale=3.0,
+    recall_steps=1500,
+)
+SMOKE = dataclasses.replace(  # a few minutes: to see that everything runs; its figures mean nothing
+    SMALL, steps=2, batch_size=4, seeds=(0,), pictures=6, pictures_same=8, sampling_steps=2, recall_steps=2
+)
+PRESETS = {"smoke": SMOKE, "small": SMALL, "full": FULL}
+
+
+def ablations(preset: Preset) -> dict[str, Arm]:
+    """What the paper's Table 2 leaves out, its LoRA ranks, and `<|endoftext|>` before the prompt (section 4.4)."""
+    scaled = {
+        name: {rank: max(int(preset.crosswkv[rank] * factor), 1) for rank in RANKS}
+        for name, factor in (("ranks / 4", 0.25), ("ranks x 2", 2))
+    }
+    return {
+        "state, no decay LoRA": Arm("state", {"decay_rank": 0}),
+        "state, no rate LoRA": Arm("state", {"in_context_lr_rank": 0}),
+        "state, no value LoRA": Arm("state", {"value_rank": 0}),
+        "state, no group norm": Arm("state", {"output_norm": False}),
+        "state, no feature map": Arm("state", {"feature_map": "identity"}),
+        **{f"state, {name}": Arm("state", options) for name, options in scaled.items()},
+        **{f"{name}, no endoftext": Arm(MAIN_ARMS[name].fusion, prefix="") for name in ("softmax", "state", "paper")},
+    }
+
+
+ARMS = MAIN_ARMS | ablations(SMALL)
+RECALLS = {  # trainings of one layer without pictures: the layer and K = V
+    "recall, softmax": ("softmax", 64),
+    "recall, state": ("state", 64),
+    "recall, state 32": ("state", 32),
+    "recall, state 16": ("state", 16),
+    "recall, state without feature map": ("state without feature map", 64),
+}
+
+
+def jobs_of(preset: Preset, arms: Sequence[str] | None, seeds: Sequence[int] | None) -> list[tuple[str, int]]:
+    """Arm and seed of every training: main arms first, all arms of a seed before the next seed.
+
+    Raises:
+        ValueError: a seed that the preset has not.
+    """
+    unknown = set(seeds or ()) - set(preset.seeds)
+    if unknown:
+        raise ValueError(f"`seeds` must be of {preset.seeds}, got {sorted(unknown)}.")
+    main = [(name, seed) for seed in preset.seeds for name in MAIN_ARMS]
+    rest = [(name, seed) for seed in preset.ablation_seeds for name in (*RECALLS, *ablations(preset))]
+    return [(n, s) for n, s in main + rest if (arms is None or n in arms) and (seeds is None or s in seeds)]
+
+
+def folder_of(folder: Path, name: str, seed: int) -> Path:
+    return folder / f"{name.replace(', ', '-').replace(' / ', '-by-').replace(' ', '-')}-seed-{seed}"
+
+
+def run_job(preset_name: str, folder: Path, name: str, seed: int, progress: bool = True) -> None:
+    """Train one arm with one seed and measure it; what is there already is not done again."""
+    preset, own = PRESETS[preset_name], folder_of(folder, name, seed)
+    if row_path(own, "training").exists():  # written last
+        return
+    if name in RECALLS:
+        layer, head_dim = RECALLS[name]
+        recalls = measure_recall(layer, head_dim, steps=preset.recall_steps, seed=seed, progress=progress)
+        write_json(row_path(own, "training"), [as_row(recall) for recall in recalls])
+        return
+    arm = (MAIN_ARMS | ablations(preset))[name]
+    trained = train_arm(name, arm, preset, seed, own, progress)
+    measure(trained, preset, own, progress)
+    about = {
+        "kind": "training",
+        "arm": name,
+        "seed": seed,
+        "parameters": count_parameters(arm, preset, matched_width(arm, preset)),
+        "unet_parameters": sum(p.numel() for p in trained.models.unet.parameters()),
+        "text_encoder_mlp": matched_width(arm, preset),
+        "steps": preset.steps,
+        "batch_size": preset.batch_size,
+        "seconds": round(trained.seconds, 1),
+        **environment(trained.models.unet.device),
+    }
+    write_json(row_path(own, "training"), about)
+
+
+def run_jobs(
+    preset_name: str,
+    folder: Path,
+    arms: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    at_a_time: int = 1,
+) -> None:
+    """All trainings that are asked for, `at_a_time` of them in parallel, each in a process of its own.
+
+    Raises:
+        ValueError: an unknown seed, or `at_a_time` below 1.
+        RuntimeError: a training failed; the others were finished, and its log is named.
+    """
+    if at_a_time < 1:
+        raise ValueError(f"`at_a_time` must be at least 1, got {at_a_time}.")
+    jobs = jobs_of(PRESETS[preset_name], arms, seeds)
+    failed = []
+    with ThreadPoolExecutor(at_a_time) as pool, tqdm(total=len(jobs), desc="trainings", unit="training") as bar:
+        waiting = {pool.submit(run_in_process, preset_name, folder, *job): job for job in jobs}
+        try:
+            for done in as_completed(waiting):
+                bar.update()
+                if done.result() != 0:
+                    failed.append(folder_of(folder, *waiting[done]) / "log.txt")
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)  # the processes got the signal too, and save
+            raise
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {len(jobs)} trainings failed; see {', '.join(map(str, failed))}.")
+
+
+def run_in_process(preset_name: str, folder: Path, name: str, seed: int) -> int:
+    own = folder_of(folder, name, seed)
+    own.mkdir(parents=True, exist_ok=True)
+    with (own / "log.txt").open("a") as log:
+        command = [sys.executable, "-m", __name__, preset_name, str(folder), name, str(seed)]
+        return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    _, preset_argument, folder_argument, name_argument, seed_argument = sys.argv
+    run_job(preset_argument, Path(folder_argument), name_argument, int(seed_argument))

@@ -1,0 +1,62 @@
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from diffusers_crosswkv import DIR7UNet2DConditionModel
+from diffusers_crosswkv.alignment.arms import MAIN_ARMS, TOLERANCE, Arm, build, count_parameters, matched_width
+from diffusers_crosswkv.alignment.suite import ARMS, PRESETS, SMALL, ablations, jobs_of
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_all_arms_have_equally_many_parameters(preset):
+    preset = PRESETS[preset]
+    arms = MAIN_ARMS | ablations(preset)
+    counts = {name: count_parameters(arm, preset, matched_width(arm, preset)) for name, arm in arms.items()}
+    assert max(counts.values()) <= (1 + TOLERANCE) * min(counts.values()), counts
+
+
+def test_small_is_well_under_a_million():
+    assert count_parameters(ARMS["state"], SMALL, matched_width(ARMS["state"], SMALL)) < 700_000
+
+
+def test_what_is_built():
+    softmax, state = (build(ARMS[name], SMALL, seed=0) for name in ("softmax", "state"))
+    assert type(softmax.unet) is UNet2DConditionModel
+    assert isinstance(state.unet, DIR7UNet2DConditionModel)
+    assert state.unet.config.crosswkv_fusion == "state"
+    assert state.unet.config.in_channels == state.unet.config.out_channels == 3 * SMALL.patch**2
+    total = sum(p.numel() for p in state.parameters())
+    assert total == count_parameters(ARMS["state"], SMALL, matched_width(ARMS["state"], SMALL))
+    again, other = build(ARMS["state"], SMALL, seed=0), build(ARMS["state"], SMALL, seed=1)
+    pairs = list(zip(state.parameters(), again.parameters(), other.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b, _ in pairs)
+    assert not all(torch.equal(a, c) for a, _, c in pairs)
+
+
+def test_ablations_leave_out_what_they_name():
+    layer = build(ARMS["state, no decay LoRA"], SMALL, 0).unet.mid_block
+    assert layer is None
+    for name, missing in (
+        ("no decay LoRA", "decay_lora.reduce"),
+        ("no rate LoRA", "in_context_lr_lora.reduce"),
+        ("no value LoRA", "value_lora"),
+        ("no group norm", "norm.weight"),
+    ):
+        parts = dict(build(ARMS[f"state, {name}"], SMALL, 0).unet.named_parameters())
+        whole = dict(build(ARMS["state"], SMALL, 0).unet.named_parameters())
+        assert any(f"crosswkv.{missing}" in key or f"crosswkv.text_writer.{missing}" in key for key in whole)
+        assert not any(f"crosswkv.{missing}" in key or f"crosswkv.text_writer.{missing}" in key for key in parts)
+
+
+def test_the_prefix_is_the_arms():
+    assert build(Arm("state"), SMALL, 0).text_prefix == "<|endoftext|>"
+    assert build(ARMS["state, no endoftext"], SMALL, 0).text_prefix == ""
+
+
+def test_jobs():
+    jobs = jobs_of(SMALL, None, None)
+    assert len(jobs) == len(set(jobs))
+    assert [job for job in jobs if job[0] == "softmax"] == [("softmax", seed) for seed in SMALL.seeds]
+    assert jobs_of(SMALL, ["state"], [1]) == [("state", 1)]
+    with pytest.raises(ValueError, match=r"must be of \(0, 1, 2\), got \[7\]"):
+        jobs_of(SMALL, None, [7])
