@@ -17,7 +17,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=sorted(PRESETS), default="small")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/alignment"), help="trainings, kept")
-    parser.add_argument("--report-dir", type=Path, default=Path("runs/alignment/report"), help="rows, tables, plots")
+    parser.add_argument("--report-dir", type=Path, help="rows, tables and plots; beside the trainings by default")
     parser.add_argument(
         "--arms", nargs="+", choices=[*ARMS, *RECALLS], metavar="ARM", help=f"of {', '.join((*ARMS, *RECALLS))}"
     )
@@ -26,15 +26,21 @@ def main() -> int:
     parser.add_argument("--report-only", action="store_true", help="from the rows that are there")
     arguments = parser.parse_args()
     folder = arguments.output_dir / arguments.preset
+    failure = None
     try:
         if not arguments.report_only:
-            run_jobs(arguments.preset, folder, arguments.arms, arguments.seeds, arguments.jobs)
-        print(write_report(arguments.preset, folder, arguments.report_dir))
+            try:
+                run_jobs(arguments.preset, folder, arguments.arms, arguments.seeds, arguments.jobs)
+            except RuntimeError as error:
+                failure = error
+        print(write_report(arguments.preset, folder, arguments.report_dir or folder / "report"))
     except KeyboardInterrupt as stopped:
         print(f"{stopped or 'Stopped.'} Run the same command to go on.")
         return 130
     except (OSError, ValueError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
+    if failure:
+        sys.exit(f"error: {failure}")
     return 0
 
 

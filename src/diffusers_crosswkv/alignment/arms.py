@@ -83,7 +83,7 @@ class Preset:
 
 
 def build(arm: Arm, preset: Preset, seed: int, mlp_width: int | None = None) -> Models:
-    """The untrained models of an arm; parts that two arms share start equal for equal seeds.
+    """The untrained models of an arm; the seed draws their weights, which differ from arm to arm.
 
     `mlp_width` is that of the text encoder's layers; None takes the one that [`matched_width`] finds.
     """

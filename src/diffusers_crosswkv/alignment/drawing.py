@@ -28,18 +28,23 @@ class Patched:
 
 
 @torch.no_grad()
-def draw(models: Models, captions: Sequence[str], preset: Preset, seed: int) -> torch.Tensor:
-    """One picture `[3, resolution, resolution]` in [-1, 1] per caption; noise from the seed."""
+def draw(models: Models, captions: Sequence[str], preset: Preset, seed: int, reads_text: bool = True) -> torch.Tensor:
+    """One picture `[3, resolution, resolution]` in [-1, 1] per caption; noise from the seed.
+
+    A model that has never seen a caption (`reads_text=False`) gets none, and no guidance.
+    """
     scheduler = DPMSolverMultistepScheduler(**NOISE_SCHEDULE, thresholding=True, sample_max_value=1.0)
     scheduler.set_timesteps(preset.sampling_steps)
     side = preset.resolution // preset.patch
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(len(captions), 3 * preset.patch**2, side, side, generator=generator).to(models.unet.device)
-    text = read_texts(models, [*captions, *[""] * len(captions)])
+    text = read_texts(models, [*(captions if reads_text else ()), *[""] * len(captions)])
     for t in scheduler.timesteps:
-        prompted, unprompted = models.unet(torch.cat([x, x]), t, **text).sample.chunk(2)
-        guided = unprompted + preset.guidance_scale * (prompted - unprompted)
-        x = scheduler.step(guided, t, x).prev_sample
+        prediction = models.unet(torch.cat([x, x]) if reads_text else x, t, **text).sample
+        if reads_text:
+            prompted, unprompted = prediction.chunk(2)
+            prediction = unprompted + preset.guidance_scale * (prompted - unprompted)
+        x = scheduler.step(prediction, t, x).prev_sample
     return F.pixel_shuffle(x, preset.patch).clamp(-1, 1).cpu()
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
 from ..evaluation.alignment import Mean
@@ -28,8 +29,9 @@ def grouped_bars(
 ) -> None:
     """One group per inner key, one bar with its interval per outer key; chance is a line across its group."""
     groups = list(dict.fromkeys(name for of in means.values() for name in of))
+    means = {arm: of for arm, of in means.items() if any(of.values())}
     figure, axes = plt.subplots(figsize=(max(6.0, 1.5 * len(groups)), 3.6))
-    width = 0.8 / len(means)
+    width = 0.8 / max(len(means), 1)
     for i, (arm, of) in enumerate(means.items()):
         shown = [(j, mean) for j, name in enumerate(groups) if (mean := of.get(name)) is not None]
         heights = [100 * mean.mean for _, mean in shown]
@@ -43,7 +45,8 @@ def grouped_bars(
     axes.set_xticks(range(len(groups)), groups)
     axes.set_ylabel(ylabel)
     axes.set_ylim(0, 100)
-    axes.legend(frameon=False, ncols=3, fontsize=8)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, ncols=3, fontsize=8)
     finish(figure, path)
 
 
@@ -74,7 +77,7 @@ def finish(figure, path: Path) -> None:
 def side_by_side(path: Path, captions: Sequence[str], pictures: Mapping[str, Sequence[Image.Image]]) -> None:
     """One row per caption, one column per name; the first pictures that were drawn, not the best."""
     size, gap, left, top = 96, 6, 420, 28
-    font = ImageFont.load_default(size=14)
+    font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size=13)
     sheet = Image.new("RGB", (left + len(pictures) * (size + gap), top + len(captions) * (size + gap)), "white")
     draw = ImageDraw.Draw(sheet)
     for column, (name, of) in enumerate(pictures.items()):

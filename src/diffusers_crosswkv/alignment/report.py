@@ -18,6 +18,7 @@ from .tables import NOT_RUN, markdown, percent
 Row = dict
 MAIN = [name for name in MAIN_ARMS if name != "no text"]
 CONTROLS = ("chance", "real renders")
+SEARCH = "search.jsonl"
 
 
 class Results:
@@ -171,14 +172,58 @@ def write_report(preset_name: str, folder: Path, target: Path) -> str:
     draw_plots(results, target)
     copy_pictures(preset, folder, target)
     (target / "tables.md").write_text(tables_page(preset_name, results), encoding="utf-8")
+    if (target / SEARCH).exists():
+        lines = (target / SEARCH).read_text(encoding="utf-8").splitlines()
+        (target / "search.md").write_text(search_page([json.loads(line) for line in lines]), encoding="utf-8")
     return main_table(results)
+
+
+def search_page(rows: list[Row]) -> str:
+    """Every step of the search for the design, failures too, in the order in which they were made."""
+    pictures, recalls, grids = (
+        [r for r in rows if r["kind"] == f"{kind} search"] for kind in ("picture", "recall", "grid")
+    )
+    shown = ("colour", "shape", "cell", "binding", "count", "everything")
+    tables = {
+        "Pictures": markdown(
+            ["cross-attention", "setting", "change", "pictures", *shown],
+            [
+                [r["arm"], r["setting"], r["change"], str(r.get("pictures", "")), *score_cells(r, shown)]
+                for r in pictures
+            ],
+        ),
+        "Recall of facts by one layer": markdown(
+            ["layer", "K = V", "steps", "change", "recalled, by number of facts"],
+            [
+                [
+                    r["arm"],
+                    str(r["head_dim"]),
+                    str(r["steps"]),
+                    r["change"],
+                    ", ".join(f"{facts}: {100 * share:.1f}" for facts, share in r["recalled"].items()),
+                ]
+                for r in recalls
+            ],
+        ),
+        "From captions to a grid, without diffusion": markdown(
+            ["cross-attention", "change", "like training", "long, early", "long, late", "very long, early", "late"],
+            [[r["arm"], r["change"], *(f"{100 * x:.1f}" for x in r["cells_right"].values())] for r in grids],
+        ),
+    }
+    return "\n\n".join(f"## {name}\n\n{table}" for name, table in tables.items()) + "\n"
+
+
+def score_cells(row: Row, names: tuple[str, ...]) -> list[str]:
+    return [f"{100 * row['scores'][name]:.1f}" if "scores" in row else "" for name in names]
 
 
 def tables_page(preset_name: str, results: Results) -> str:
     preset = PRESETS[preset_name]
     trainings = {(row["arm"], row["seed"]): row for row in results.of("training")}
     wanted = [(name, seed) for name, seed in jobs_of(preset, None, None) if name not in RECALLS]
+    recalled = {(row["layer"], row["head_dim"]) for row in results.of("recall")}
     missing = [f"{arm} (seed {seed})" for arm, seed in wanted if (arm, seed) not in trainings]
+    missing += [name for name, recall in RECALLS.items() if recall not in recalled]
     image_rows = GRIDS[preset.resolution]
     sections = {
         "Like training": main_table(results),

@@ -20,7 +20,7 @@ from .drawing import Patched, draw
 
 BATCH = 32
 COLUMNS, SCALE, GAP = 8, 3, 2  # of a sheet of pictures
-EVALUATION_SEED = 1_000_000  # scenes that no training sees
+EVALUATION_SEED = 1_000_000  # no training has this one; simple scenes come up under every seed
 EVALUATIONS = {name: split for name, split in SPLITS.items() if "long" not in name} | {
     f"{name}, {place}": dataclasses.replace(SPLITS[name], place=place)
     for name in ("long", "very long")
@@ -33,6 +33,7 @@ class Trained:
     """A finished training."""
 
     name: str
+    arm: Arm
     seed: int
     models: Models
     seconds: float
@@ -53,7 +54,7 @@ def train_arm(name: str, arm: Arm, preset: Preset, seed: int, folder: Path, prog
         seed=seed,
     )
     data = Patched(Scenes(preset.resolution, TRAINING, seed=seed), preset.patch)
-    return Trained(name, seed, models, train(config, models, data, progress))
+    return Trained(name, arm, seed, models, train(config, models, data, progress))
 
 
 def measure(trained: Trained, preset: Preset, folder: Path, progress: bool = True) -> list[dict[str, object]]:
@@ -72,10 +73,11 @@ def measure_split(trained: Trained, preset: Preset, evaluation: str, folder: Pat
     count = number_of_pictures(preset, evaluation)
     scenes = Scenes(preset.resolution, EVALUATIONS[evaluation], seed=EVALUATION_SEED)
     descriptions = [scenes.description(i) for i in range(count)]
+    captions = [x.text for x in descriptions]
     start = time.perf_counter()
     pictures = torch.cat(
         [
-            draw(trained.models, [x.text for x in descriptions[i : i + BATCH]], preset, seed=i)
+            draw(trained.models, captions[i : i + BATCH], preset, i, trained.arm.reads_text)
             for i in range(0, count, BATCH)
         ]
     )

@@ -1,6 +1,7 @@
 """All trainings of the alignment benchmark: which there are, and how to run them, one or several at a time."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -125,6 +126,7 @@ def folder_of(folder: Path, name: str, seed: int) -> Path:
 def run_job(preset_name: str, folder: Path, name: str, seed: int, progress: bool = True) -> None:
     """Train one arm with one seed and measure it; what is there already is not done again."""
     preset, own = PRESETS[preset_name], folder_of(folder, name, seed)
+    claim(own, {"name": name, "seed": seed, "preset": dataclasses.asdict(preset), "arm": what_runs(name, preset)})
     if row_path(own, "training").exists():  # written last
         return
     if name in RECALLS:
@@ -150,6 +152,23 @@ def run_job(preset_name: str, folder: Path, name: str, seed: int, progress: bool
     write_json(row_path(own, "training"), about)
 
 
+def what_runs(name: str, preset: Preset) -> object:
+    return RECALLS[name] if name in RECALLS else dataclasses.asdict((MAIN_ARMS | ablations(preset))[name])
+
+
+def claim(folder: Path, setup: dict[str, object]) -> None:
+    """Make `folder` that of one training, or find that it is.
+
+    Raises:
+        ValueError: it holds a training of another preset or arm.
+    """
+    path, setup = folder / "setup.json", json.loads(json.dumps(setup))
+    if not path.exists():
+        write_json(path, setup)
+    elif json.loads(path.read_text(encoding="utf-8")) != setup:
+        raise ValueError(f"{folder} holds a training with another setup, see {path}; use another output folder.")
+
+
 def run_jobs(
     preset_name: str,
     folder: Path,
@@ -160,12 +179,16 @@ def run_jobs(
     """All trainings that are asked for, `at_a_time` of them in parallel, each in a process of its own.
 
     Raises:
-        ValueError: an unknown seed, or `at_a_time` below 1.
+        ValueError: an unknown seed, nothing to run, or `at_a_time` below 1.
         RuntimeError: a training failed; the others were finished, and its log is named.
     """
     if at_a_time < 1:
         raise ValueError(f"`at_a_time` must be at least 1, got {at_a_time}.")
     jobs = jobs_of(PRESETS[preset_name], arms, seeds)
+    if not jobs:
+        raise ValueError(
+            f"There must be something to run, but {arms} with seeds {seeds} is no training of the preset."
+        )
     failed = []
     with ThreadPoolExecutor(at_a_time) as pool, tqdm(total=len(jobs), desc="trainings", unit="training") as bar:
         waiting = {pool.submit(run_in_process, preset_name, folder, *job): job for job in jobs}

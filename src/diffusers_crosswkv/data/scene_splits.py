@@ -83,6 +83,11 @@ class Scenes:
     def __post_init__(self):
         if self.resolution not in GRIDS:
             raise ValueError(f"`resolution` must be one of {', '.join(map(str, GRIDS))}, got {self.resolution}.")
+        if self.split.languages == ("French",) and self.split.not_in_french - self.split.forbidden_pairs:
+            raise ValueError(
+                "`languages` must hold another one beside French if some pairs are `not_in_french`, got French alone; "
+                "set `not_in_french=NONE`."
+            )
         if not any(1 <= n <= self.grid**2 for n in self.split.num_objects) or min(self.split.num_objects) < 1:
             raise ValueError(
                 f"`num_objects` must hold a number between 1 and {self.grid**2}, the number of cells at "

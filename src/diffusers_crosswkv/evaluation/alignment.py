@@ -74,7 +74,8 @@ def pair(description: Description, objects: Sequence[SceneObject]) -> list[tuple
     if description.relation is not None and len(objects) > 1:
         first, second = max(permutations(objects, 2), key=lambda two: worth(description, two))
         return [(mentions[0], first), (mentions[1], second)]
-    gain = np.array([[fits(mention, seen) for seen in objects] for mention in mentions])
+    whole = 5 * len(mentions)  # one object that is right as a whole outweighs any number of single facts
+    gain = np.array([[f + whole * (f == 4) for seen in objects for f in (fits(m, seen),)] for m in mentions])
     found = dict(zip(*linear_sum_assignment(gain, maximize=True), strict=True))
     return [(mention, objects[found[i]] if i in found else None) for i, mention in enumerate(mentions)]
 

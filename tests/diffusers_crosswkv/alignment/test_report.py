@@ -1,8 +1,9 @@
 import json
+from pathlib import Path
 
 import pytest
 
-from diffusers_crosswkv.alignment.report import Results, language_table, length_means, write_report
+from diffusers_crosswkv.alignment.report import Results, language_table, length_means, search_page, write_report
 from diffusers_crosswkv.alignment.runs import write_json
 from diffusers_crosswkv.alignment.suite import folder_of
 from diffusers_crosswkv.alignment.tables import markdown, percent
@@ -90,6 +91,13 @@ def test_a_report_names_what_was_not_run(tmp_path):
     assert {r["kind"] for r in rows} == {"training", "alignment", "recall"}
     for name in ("splits", "lengths", "image_rows", "capacity"):
         assert (tmp_path / "report" / f"{name}.png").stat().st_size > 5000
+
+
+def test_every_step_of_the_search_is_on_its_page():
+    path = Path(__file__).parents[3] / "benchmarks/alignment/search.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    page = search_page(rows)
+    assert sum(line.startswith("| ") for line in page.splitlines()) == len(rows) + 2 * 3
 
 
 def test_no_rows(tmp_path):

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 import torch
 
+from diffusers_crosswkv.alignment.arms import MAIN_ARMS, build
+from diffusers_crosswkv.alignment.drawing import draw
 from diffusers_crosswkv.alignment.runs import (
     EVALUATIONS,
     as_columns,
@@ -14,7 +16,7 @@ from diffusers_crosswkv.alignment.runs import (
     save_sheet,
     write_json,
 )
-from diffusers_crosswkv.alignment.suite import SMALL, SMOKE, folder_of, run_job
+from diffusers_crosswkv.alignment.suite import SMALL, SMOKE, claim, folder_of, run_job
 from diffusers_crosswkv.data.scene_splits import TRAINING, Scenes
 
 
@@ -62,6 +64,20 @@ def test_a_job_leaves_a_row_per_evaluation_and_is_done_once(tmp_path, arm):
     times = {path: path.stat().st_mtime_ns for path in found}
     run_job("smoke", tmp_path, arm, 0, progress=False)
     assert times == {path: path.stat().st_mtime_ns for path in found}
+
+
+def test_a_folder_of_another_setup_is_refused(tmp_path):
+    claim(tmp_path, {"name": "state", "steps": (1, 2)})
+    claim(tmp_path, {"name": "state", "steps": (1, 2)})
+    with pytest.raises(ValueError, match="holds a training with another setup"):
+        claim(tmp_path, {"name": "state", "steps": (1, 3)})
+
+
+def test_a_model_that_reads_no_text_gets_none():
+    models = build(MAIN_ARMS["no text"], SMOKE, 0)
+    one, other = (draw(models, [text] * 2, SMOKE, 0, reads_text=False) for text in ("red circle", "blue square"))
+    assert torch.equal(one, other)
+    assert not torch.equal(draw(models, ["red circle"] * 2, SMOKE, 0), one)
 
 
 def test_an_interrupted_measurement_goes_on(tmp_path):

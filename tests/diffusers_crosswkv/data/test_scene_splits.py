@@ -103,6 +103,8 @@ def test_bad_data_sets():
         Scenes(48)
     with pytest.raises(ValueError, match="between 1 and 4, the number of cells at 16 pixels"):
         Scenes(16, Split(num_objects=(5,)))
+    with pytest.raises(ValueError, match="`languages` must hold another one beside French"):
+        Scenes(32, Split(languages=("French",)))
     with pytest.raises(ValueError, match="between 1 and 9"):
         Scenes(32, Split(num_objects=(0, 1)))
 

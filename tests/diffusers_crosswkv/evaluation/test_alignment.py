@@ -63,6 +63,13 @@ def test_counting():
     assert (verdict.colour, verdict.shape, verdict.binding, verdict.count, verdict.everything) == (0, 0, 0, 0, 0)
 
 
+def test_an_object_that_is_right_as_a_whole_is_not_given_away_for_single_facts():
+    near = dataclasses.replace(RED, shape="square"), dataclasses.replace(RED, colour="blue", shape="cross")
+    mentions = [mention(RED), Mention("red", "square", "small", (2, 0))]
+    verdict = judge(say(*mentions), Scene((RED, dataclasses.replace(near[1], cell=(2, 2))), 3))
+    assert verdict.binding == 0.5
+
+
 def test_an_object_serves_one_mention():
     twice = say(mention(RED, size=None, cell=None), mention(RED, size=None, cell=None))
     assert judge(twice, SCENE).binding == 0.5
