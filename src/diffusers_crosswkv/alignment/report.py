@@ -8,7 +8,7 @@ from pathlib import Path
 from ..data.captions import LANGUAGES, PLACES
 from ..data.scene_splits import SPLITS, Scenes
 from ..data.scenes import GRIDS
-from ..evaluation.alignment import METRICS, Mean, bootstrap
+from ..evaluation.alignment import METRICS, Mean, bootstrap, paired_difference
 from . import plots
 from .arms import MAIN_ARMS, Preset
 from .runs import BATCH, EVALUATION_SEED, EVALUATIONS, cut_sheet, measure_controls
@@ -49,6 +49,24 @@ class Results:
                 groups.setdefault(row["seed"], []).extend(kept)
         return bootstrap(list(groups.values()))
 
+    def by_caption(self, arm: str, evaluations: list[str], metric: str) -> dict[int, list[float]]:
+        """Per seed one value per caption; the places of a long prompt share their scenes, and are averaged."""
+        found: dict[int, list[list[float]]] = {}
+        for row in self.of("alignment", arm=arm):
+            if row["evaluation"] in evaluations:
+                found.setdefault(row["seed"], []).append(row[metric])
+        return {
+            seed: [sum(values) / len(values) for values in zip(*columns, strict=True)]
+            for seed, columns in found.items()
+            if len(columns) == len(evaluations)
+        }
+
+    def lead(self, arm: str, other: str, split: str, metric: str) -> Mean | None:
+        """How far `arm` is ahead of `other` on one split, over the seeds that both have."""
+        ours, theirs = (self.by_caption(name, parts_of(split), metric) for name in (arm, other))
+        seeds = sorted(ours.keys() & theirs.keys())
+        return paired_difference([ours[s] for s in seeds], [theirs[s] for s in seeds]) if seeds else None
+
     def by_image_row(self, arm: str, image_row: int) -> Mean | None:
         """Binding of objects whose cell the caption names, in one row of cells, on the split like training."""
         rows = self.of("alignment", arm=arm, evaluation="same")
@@ -73,6 +91,15 @@ def split_table(results: Results, metric: str) -> str:
         [arm, *(percent(results.mean(arm, parts_of(x), metric)) for x in names)] for arm in (*MAIN_ARMS, *CONTROLS)
     ]
     return markdown(["cross-attention", *names], rows)
+
+
+def lead_table(results: Results, metric: str) -> str:
+    """Every fusion minus softmax, paired by caption and seed."""
+    names = list(SPLITS)
+    rows = [
+        [arm, *(percent(results.lead(arm, "softmax", x, metric)) for x in names)] for arm in MAIN if arm != "softmax"
+    ]
+    return markdown(["minus softmax", *names], rows)
 
 
 def place_table(results: Results) -> str:
@@ -229,6 +256,8 @@ def tables_page(preset_name: str, results: Results) -> str:
         "Like training": main_table(results),
         "Everything correct, by split": split_table(results, "everything"),
         "Binding, by split": split_table(results, "binding"),
+        "Everything correct, minus softmax on the same captions": lead_table(results, "everything"),
+        "Binding, minus softmax on the same captions": lead_table(results, "binding"),
         "Binding, by length of the prompt": length_table(results),
         "Binding, by place of the clauses that matter": place_table(results),
         "Binding, by row of the picture": image_row_table(results, image_rows),

@@ -8,11 +8,11 @@ NOT_RUN = "not run"
 
 
 def percent(mean: Mean | None, interval: bool = True) -> str:
-    """`61.2 (58.0-64.1)`: a mean in percent with its 95 % interval."""
+    """`61.2 (58.0 to 64.1)`: a mean in percent with its 95 % interval."""
     if mean is None:
         return NOT_RUN
     values = [f"{100 * x:.1f}" for x in (mean.mean, mean.low, mean.high)]
-    return f"{values[0]} ({values[1]}-{values[2]})" if interval else values[0]
+    return f"{values[0]} ({values[1]} to {values[2]})" if interval else values[0]
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

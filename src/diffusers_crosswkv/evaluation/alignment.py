@@ -138,6 +138,30 @@ def bootstrap(groups: Sequence[Sequence[float]], seed: int = 0) -> Mean | None:
     return Mean(float(values.mean()), float(low), float(high), len(values))
 
 
+def paired_difference(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], seed: int = 0) -> Mean:
+    """Mean of `first` minus `second`, `[trainings, captions]` each, and its 95 % interval.
+
+    Both sides saw the same captions, and so did every training: captions are resampled for all of them at once,
+    trainings beside.
+
+    Raises:
+        ValueError: the two are not of one shape, or empty.
+    """
+    differences = (
+        np.asarray(first, dtype=float) - np.asarray(second, dtype=float) if len(first) == len(second) else None
+    )
+    if differences is None or differences.ndim != 2 or differences.size == 0:
+        raise ValueError("Both sides must hold the same captions for as many trainings, and at least one of each.")
+    rng = np.random.default_rng(seed)
+    trainings, captions = differences.shape
+    means = [
+        differences[rng.integers(trainings, size=trainings)][:, rng.integers(captions, size=captions)].mean()
+        for _ in range(RESAMPLES)
+    ]
+    low, high = np.quantile(means, (0.025, 0.975))
+    return Mean(float(differences.mean()), float(low), float(high), differences.size)
+
+
 def shuffled(count: int, seed: int = 0) -> list[int]:
     """A permutation that leaves nothing in its place: whose caption each picture is held to, as a control."""
     order = list(range(count))

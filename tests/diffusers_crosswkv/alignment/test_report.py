@@ -44,6 +44,19 @@ def test_means_are_over_pictures_and_seeds():
     assert RESULTS.mean("paper", "same") is None
 
 
+def test_lead_is_paired_by_caption_and_seed():
+    lead = RESULTS.lead("state", "softmax", "same", "everything")  # seed 0 alone is on both sides
+    assert (lead.mean, lead.count) == (0.5, 4)
+    assert RESULTS.lead("prefix", "softmax", "same", "everything") is None
+    long = [
+        row(arm, 0, f"long, {place}", everything=[value] * 4)
+        for arm, values in (("state", (1, 1, 0)), ("softmax", (0, 0, 0)))
+        for place, value in zip(("early", "middle", "late"), values, strict=True)
+    ]
+    assert Results(long).lead("state", "softmax", "long", "everything").mean == pytest.approx(2 / 3)
+    assert Results(long[:5]).lead("state", "softmax", "long", "everything") is None
+
+
 def test_by_row_language_and_length():
     assert (RESULTS.by_image_row("state", 0).mean, RESULTS.by_image_row("state", 1).mean) == (1, 0)
     assert RESULTS.by_image_row("state", 2) is None
@@ -61,7 +74,7 @@ def test_by_row_language_and_length():
 
 
 def test_cells():
-    assert percent(Mean(0.6123, 0.5, 0.7251, 9)) == "61.2 (50.0-72.5)"
+    assert percent(Mean(0.6123, 0.5, 0.7251, 9)) == "61.2 (50.0 to 72.5)"
     assert percent(Mean(0.6123, 0.5, 0.7, 9), interval=False) == "61.2"
     assert percent(None) == "not run"
     assert markdown(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
@@ -73,7 +86,7 @@ def test_a_report_names_what_was_not_run(tmp_path):
         folder_of(tmp_path / "runs", "state", 0) / "rows/training.json",
         {"kind": "training", "seconds": 1.0, "date": "2000-01-01", "torch": "2"} | training,
     )
-    write_json(folder_of(tmp_path / "runs", "state", 0) / "rows/same.json", row(everything=[1, 0, 0, 0]))
+    write_json(folder_of(tmp_path / "runs", "state", 0) / "rows/same.json", row(everything=[1, 0, 0, 0], binding=[1, 0, 0, 0]))
     write_json(
         folder_of(tmp_path / "runs", "recall, state", 0) / "rows/training.json",
         [

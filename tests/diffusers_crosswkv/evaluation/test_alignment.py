@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from diffusers_crosswkv.data.captions import OPPOSITE, Description, Mention, describe
 from diffusers_crosswkv.data.scenes import Scene, SceneObject, draw_scene
-from diffusers_crosswkv.evaluation.alignment import bootstrap, judge, shuffled
+from diffusers_crosswkv.evaluation.alignment import bootstrap, judge, paired_difference, shuffled
 
 RED = SceneObject("red", "circle", "small", (0, 0))
 BLUE = SceneObject("blue", "square", "large", (1, 2))
@@ -113,6 +113,21 @@ def test_bootstrap_sees_that_trainings_differ():
     unlike = bootstrap([[0] * 200, [0, 1] * 100, [1] * 200])
     assert alike.mean == unlike.mean == 0.5
     assert unlike.high - unlike.low > 2 * (alike.high - alike.low)
+
+
+def test_paired_difference_is_sharper_than_its_parts():
+    rng = np.random.default_rng(0)
+    easy = rng.random((3, 300)) < rng.random(300)
+    better = easy | (rng.random((3, 300)) < 0.05)
+    difference = paired_difference(better, easy)
+    assert difference.low > 0
+    assert difference.mean == pytest.approx(better.mean() - easy.mean())
+    alone = bootstrap(list(better))
+    assert difference.high - difference.low < (alone.high - alone.low) / 2
+    assert paired_difference([[1, 0]], [[1, 0]]).high == 0
+    for wrong in ([[1, 0]], [[1], [1]]):
+        with pytest.raises(ValueError, match="same captions for as many trainings"):
+            paired_difference(wrong, [[], []])
 
 
 @given(st.integers(2, 50))
