@@ -42,7 +42,7 @@ def window_length(text_encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerB
 
 def split_text(tokenizer: PreTrainedTokenizerBase, text: str, limit: int) -> list[list[int]]:
     """Token ids of the windows, special tokens included, `limit` at most each."""
-    ids = tokenizer(text).input_ids
+    ids = tokenizer(text, verbose=False).input_ids  # no warning about its length: that is what this is for
     if len(ids) <= limit:
         return [ids]
     ids, special = tokenizer(text, add_special_tokens=False).input_ids, tokenizer("").input_ids

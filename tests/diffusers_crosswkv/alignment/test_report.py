@@ -86,7 +86,9 @@ def test_a_report_names_what_was_not_run(tmp_path):
         folder_of(tmp_path / "runs", "state", 0) / "rows/training.json",
         {"kind": "training", "seconds": 1.0, "date": "2000-01-01", "torch": "2"} | training,
     )
-    write_json(folder_of(tmp_path / "runs", "state", 0) / "rows/same.json", row(everything=[1, 0, 0, 0], binding=[1, 0, 0, 0]))
+    write_json(
+        folder_of(tmp_path / "runs", "state", 0) / "rows/same.json", row(everything=[1, 0, 0, 0], binding=[1, 0, 0, 0])
+    )
     write_json(
         folder_of(tmp_path / "runs", "recall, state", 0) / "rows/training.json",
         [
