@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
+from torch import nn
 from transformers import CLIPTokenizer
 
 from ..data.scene_splits import captions_for_tokenizer
@@ -83,7 +84,7 @@ class Preset:
 
 
 def build(arm: Arm, preset: Preset, seed: int, mlp_width: int | None = None) -> Models:
-    """The untrained models of an arm; the seed draws their weights, which differ from arm to arm.
+    """The untrained models of an arm; the seed draws their weights, the same for all arms wherever shapes agree.
 
     `mlp_width` is that of the text encoder's layers; None takes the one that [`matched_width`] finds.
     """
@@ -91,19 +92,26 @@ def build(arm: Arm, preset: Preset, seed: int, mlp_width: int | None = None) -> 
     torch.manual_seed(seed)
     tokenizer = scene_tokenizer(preset.window)
     text_encoder = make_text_encoder(tokenizer, preset.text_width, preset.text_layers, mlp_width)
+    torch.manual_seed(seed)
+    start_alike(text_encoder, make_text_encoder(tokenizer, preset.text_width, preset.text_layers))
     config = preset.unet | {
         "sample_size": preset.resolution // preset.patch,
         "in_channels": 3 * preset.patch**2,
         "out_channels": 3 * preset.patch**2,
         "cross_attention_dim": preset.text_width,
     }
-    unet: UNet2DConditionModel
-    if arm.fusion is None:
-        unet = UNet2DConditionModel(**config)
-    else:
+    softmax_unet = unet = UNet2DConditionModel(**config)
+    if arm.fusion is not None:
         options = {f"crosswkv_{name}": value for name, value in (preset.crosswkv | arm.options).items()}
         unet = DIR7UNet2DConditionModel(**config, crosswkv_fusion=arm.fusion, **options)
+        start_alike(unet, softmax_unet)
     return Models(unet, text_encoder, tokenizer, DDPMScheduler(**NOISE_SCHEDULE), arm.prefix)
+
+
+def start_alike(model: nn.Module, other: nn.Module) -> None:
+    """Copy the weights of `other` wherever name and shape agree."""
+    own = model.state_dict()
+    model.load_state_dict({n: x for n, x in other.state_dict().items() if n in own and x.shape == own[n].shape}, False)
 
 
 @cache

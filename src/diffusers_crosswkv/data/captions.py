@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from .scenes import Scene, SceneObject
 
-LENGTHS = {"short": (1, 5), "medium": (6, 20), "long": (21, 100), "very long": (101, 300)}  # words, from and to
+LENGTHS = {"short": (1, 5), "medium": (6, 20), "long": (21, 100), "very long": (101, 340)}  # words, from and to
 PLACES = ("early", "middle", "late")  # of the clauses that matter, between the ones that do not
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 
@@ -44,7 +44,7 @@ class Grammar:
 GRAMMARS = {
     "English": Grammar(
         article="a/a",
-        shapes={"circle": "circle", "square": "square", "triangle": "triangle", "cross": "cross"},
+        shapes={"ring": "ring", "square": "square", "triangle": "triangle", "cross": "cross"},
         colours={name: name for name in ("red", "green", "blue", "yellow", "magenta", "cyan")},
         sizes={"small": "small", "large": "large"},
         object="{article} {size} {colour} {shape}",
@@ -74,7 +74,7 @@ GRAMMARS = {
     ),
     "Chinese": Grammar(
         article="一个/一个",
-        shapes={"circle": "圆形", "square": "方形", "triangle": "三角形", "cross": "十字"},
+        shapes={"ring": "圆环", "square": "方形", "triangle": "三角形", "cross": "十字"},
         colours={"red": "红", "green": "绿", "blue": "蓝", "yellow": "黄", "magenta": "品红", "cyan": "青"},
         sizes={"small": "小", "large": "大"},
         object="{article} {size} {colour}色 {shape}",
@@ -106,7 +106,7 @@ GRAMMARS = {
     ),
     "Spanish": Grammar(
         article="un/una",
-        shapes={"circle": "círculo", "square": "cuadrado", "triangle": "triángulo", "cross": "cruz*"},
+        shapes={"ring": "anillo", "square": "cuadrado", "triangle": "triángulo", "cross": "cruz*"},
         colours={
             "red": "rojo/roja",
             "green": "verde",
@@ -148,7 +148,7 @@ GRAMMARS = {
     ),
     "French": Grammar(
         article="un/une",
-        shapes={"circle": "cercle", "square": "carré", "triangle": "triangle", "cross": "croix*"},
+        shapes={"ring": "anneau", "square": "carré", "triangle": "triangle", "cross": "croix*"},
         colours={
             "red": "rouge",
             "green": "vert/verte",
@@ -251,9 +251,11 @@ def describe(
     if not in_reading_order and len(objects) > 1:
         while objects == list(scene.objects):
             rng.shuffle(objects)
+    terse = length == "short"
+    said = choose_what_to_say(len(objects), terse, rng)
     best: Description | None = None
-    for _ in range(8):
-        core, mentions, relation = name_objects(objects, scene.grid, language, length, rng)
+    for _ in range(16):
+        core, mentions, relation = name_objects(objects, scene.grid, language, said, terse, rng)
         text, where = pad(core, language, shortest, longest, place, rng)
         words = count_words(text, language)
         found = Description(text, language, length_of(words), mentions, relation, where)
@@ -265,43 +267,61 @@ def describe(
     return best
 
 
+@dataclass(frozen=True)
+class Said:
+    """What a caption says of its objects beside colour and shape."""
+
+    sizes: bool
+    cells: bool
+    relation: bool
+
+
+def choose_what_to_say(num_objects: int, terse: bool, rng: random.Random) -> Said:
+    """Drawn before any word is, and little enough to fit: captions of all languages and lengths ask for like things.
+
+    Only a terse one asks for less.
+    """
+    if terse:
+        return Said(sizes=num_objects == 1 and rng.random() < 0.5, cells=False, relation=False)
+    if num_objects > 2:
+        cells = rng.random() < 0.7
+        return Said(sizes=not cells, cells=cells, relation=False)
+    saying = rng.choices(("cells", "relation", "objects"), (0.5, 0.3, 0.2) if num_objects == 2 else (0.7, 0, 0.3))[0]
+    return Said(sizes=rng.random() < 0.7, cells=saying == "cells", relation=saying == "relation")
+
+
 def length_of(words: int) -> str:
     """The name in `LENGTHS` of a number of words."""
     return next((name for name, (_, longest) in LENGTHS.items() if words <= longest), "very long")
 
 
 def name_objects(
-    objects: list[SceneObject], grid: int, language: str, length: str, rng: random.Random
+    objects: list[SceneObject], grid: int, language: str, said: Said, terse: bool, rng: random.Random
 ) -> tuple[str, tuple[Mention, ...], str | None]:
     """The clauses that matter, what they say of each object, and the relation of the first two."""
     grammar = GRAMMARS[language]
-    terse = length == "short"
-    with_size = rng.random() < (0.3 if terse else 0.7)
-    saying = rng.choices(("cells", "relation", "objects"), (0.3, 0, 0.7) if terse else (0.6, 0.2, 0.2))[0]
-    if saying == "relation" and len(objects) != 2:
-        saying = "cells"
-    with_cell = saying == "cells"
     mentions = tuple(
-        Mention(x.colour, x.shape, x.size if with_size else None, x.cell if with_cell else None) for x in objects
+        Mention(x.colour, x.shape, x.size if said.sizes else None, x.cell if said.cells else None) for x in objects
     )
-    names = [name_object(mention, grammar, with_article=not terse) for mention in mentions]
-    relation = relation_of(objects[0].cell, objects[1].cell, rng) if saying == "relation" else None
+    with_article = not terse and rng.random() < 0.7
+    names = [name_object(mention, grammar, with_article) for mention in mentions]
+    relation = relation_of(objects[0].cell, objects[1].cell, rng) if said.relation else None
     if relation is not None:
         forward = rng.random() < 0.5
         word = grammar.relations[relation if forward else OPPOSITE[relation]]
         clauses = [grammar.related[0 if forward else 1].format(*names, relation=word)]
-    elif with_cell:
-        template = grammar.clauses[0] if terse else rng.choice(grammar.clauses)
+    elif said.cells:
+        template = rng.choice(grammar.clauses)
         cells = [name_cell(x.cell, grid, grammar) for x in objects]
         clauses = [template.format(name, cell=cell) for name, cell in zip(names, cells, strict=True)]
     else:
         clauses = names
     text = rng.choice(grammar.joins).join(clauses[:-1])
     text = text + rng.choice(grammar.last_joins) + clauses[-1] if text else clauses[-1]
-    if not terse and saying == "objects":
+    if not terse and clauses is names:
         text = rng.choice(grammar.openings) + text
     if language == "French":
-        text = re.sub(r"\bde (?=une? )", "d'", text)
+        text = re.sub(r"\bde (?=une? |anneau)", "d'", text)
     return text, mentions, relation
 
 
@@ -350,6 +370,7 @@ def pad(
     grammar = GRAMMARS[language]
     goal = rng.randint(shortest, longest)
     words = count_words(core, language)
+    fewest = 2 if place == "middle" else 1
     sentences: list[str] = []
     while words < (goal if longest > 20 else shortest) or (longest == 20 and not sentences and rng.random() < 0.3):
         sentence = rng.choice(grammar.irrelevant)
@@ -359,7 +380,9 @@ def pad(
         sentences.append(sentence)
     if not sentences:
         return core, None
-    place = place or rng.choice(PLACES)
+    while len(sentences) < fewest:
+        sentences.append(rng.choice(grammar.irrelevant))
+    place = place or rng.choice(PLACES if len(sentences) > 1 else ("early", "late"))
     before = {"early": 0, "middle": len(sentences) // 2, "late": len(sentences)}[place]
     return grammar.full_stop.join([*sentences[:before], core, *sentences[before:]]), place
 

@@ -18,8 +18,8 @@ from .scenes import GRIDS, Scene, draw_scene, render
 
 Pairs = frozenset[tuple[str, str]]  # of colour and shape
 NONE: Pairs = frozenset()
-HELD_OUT_PAIRS: Pairs = frozenset({("red", "cross"), ("green", "square"), ("blue", "triangle"), ("yellow", "circle")})
-FRENCH_HELD_OUT: Pairs = frozenset({("magenta", "cross"), ("cyan", "square"), ("red", "triangle"), ("blue", "circle")})
+HELD_OUT_PAIRS: Pairs = frozenset({("red", "cross"), ("green", "square"), ("blue", "triangle"), ("yellow", "ring")})
+FRENCH_HELD_OUT: Pairs = frozenset({("magenta", "cross"), ("cyan", "square"), ("red", "triangle"), ("blue", "ring")})
 CAPTIONS_FOR_TOKENIZER = 4000
 
 
@@ -29,7 +29,7 @@ class Split:
 
     Args:
         num_objects: numbers of objects, equally likely.
-        lengths: of captions, see `captions.LENGTHS`, equally likely.
+        lengths: of captions, see `captions.LENGTHS`, equally likely; one that is listed twice is twice as likely.
         languages: equally likely.
         in_reading_order: objects are mentioned from the upper left to the lower right, or in any other order.
         place: of the clauses that matter among others, see `captions.PLACES`; any if None.
@@ -39,7 +39,7 @@ class Split:
     """
 
     num_objects: tuple[int, ...] = (1, 2, 3)
-    lengths: tuple[str, ...] = ("short", "medium")
+    lengths: tuple[str, ...] = ("short", "medium", "medium")
     languages: tuple[str, ...] = LANGUAGES
     in_reading_order: bool = True
     place: str | None = None

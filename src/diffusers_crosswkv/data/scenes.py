@@ -5,6 +5,7 @@ Objects never touch and backgrounds are grey, so that a picture can be read back
 
 import random
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ COLOURS = {
     "magenta": (215, 50, 215),
     "cyan": (40, 205, 215),
 }
-SHAPES = ("circle", "square", "triangle", "cross")
+SHAPES = ("ring", "square", "triangle", "cross")  # far apart even in five pixels
 SIZES = ("small", "large")
 GRIDS = {16: 2, 32: 3, 64: 4}  # resolution -> cells per side
 BRIGHTNESS_JITTER = 0.08
@@ -73,7 +74,8 @@ def render(scene: Scene, resolution: int, rng: random.Random) -> torch.Tensor:
     for scene_object in scene.objects:
         mask = shape_mask(scene_object.shape, scene_object.size, cell)
         slack = cell - 1 - mask.shape[0]  # one pixel stays free between cells
-        top, left = (index * cell + rng.randint(0, slack) for index in scene_object.cell)
+        jitter = min(slack, cell // 8)
+        top, left = (index * cell + (slack - jitter) // 2 + rng.randint(0, jitter) for index in scene_object.cell)
         brightness = 1 + rng.uniform(-BRIGHTNESS_JITTER, BRIGHTNESS_JITTER)
         colour = np.clip(np.array(COLOURS[scene_object.colour]) * brightness, 0, 255)
         region = picture[top : top + mask.shape[0], left : left + mask.shape[1]]
@@ -90,13 +92,15 @@ def background(resolution: int, rng: random.Random) -> np.ndarray:
     return np.repeat(np.clip(grey, 0, 255)[:, :, None], 3, axis=2)
 
 
+@cache
 def shape_mask(shape: str, size: str, cell: int) -> np.ndarray:
-    """Boolean `[n, n]`: the pixels of a shape in its bounding box; n is about 3/4 or 1/2 of the cell."""
-    n = {"large": cell - 2, "small": max(cell // 2 + 1, 5)}[size]
+    """Boolean `[n, n]`: the pixels of a shape in its bounding box; n is nearly the cell, or half of it."""
+    n = {"large": max(cell - 2, 7), "small": max(cell // 2, 5)}[size]
     y, x = np.mgrid[:n, :n] - (n - 1) / 2
     half = n / 2
-    if shape == "circle":
-        return x**2 + y**2 <= (half - 0.1) ** 2
+    if shape == "ring":
+        radius = np.hypot(x, y)
+        return (radius <= half) & (radius >= 0.3 * n)
     if shape == "square":
         return np.ones((n, n), dtype=bool)
     if shape == "triangle":

@@ -8,7 +8,9 @@ from scipy import ndimage
 
 from ..data.scenes import COLOURS, SHAPES, SIZES, Scene, SceneObject, shape_mask
 
-MIN_CHROMA = 75  # grey backgrounds have none, the palette at least 138
+DETECTED, TRACE = 0.4, 0.15  # coverage of a pixel by a colour: what makes a component, and what still counts as its edge
+MARGIN = 2  # pixels around a component that are compared too
+BLURS = (0.0, 0.5, 0.8, 1.1)  # of the templates, in pixels: drawn pictures are not always sharp
 MIN_OVERLAP = 0.5  # of a component with its best template, intersection over union
 NAMES = tuple(COLOURS)
 
@@ -20,58 +22,80 @@ def read_scene(image: torch.Tensor, grid: int) -> Scene:
     """
     pixels = ((image.clamp(-1, 1) + 1) * 127.5).permute(1, 2, 0).numpy()
     cell = pixels.shape[0] // grid
-    labels = colour_labels(pixels)
-    found: dict[tuple[int, int], tuple[int, SceneObject]] = {}
+    nearest, coverage = colour_coverage(pixels)
+    smallest = templates(cell)[1].sum((1, 2)).min()
+    found: dict[tuple[int, int], tuple[float, SceneObject]] = {}
     for colour in range(len(NAMES)):
-        components, count = ndimage.label(labels == colour, structure=np.ones((3, 3)))
-        boxes = ndimage.find_objects(components)
-        for number in range(1, count + 1):
-            rows, columns = boxes[number - 1]
-            mask = components[rows, columns] == number
-            overlap, shape, size = best_template(mask, cell)
+        covered = np.where(nearest == colour, coverage, 0)
+        components, count = ndimage.label(covered >= DETECTED, structure=np.ones((3, 3)))
+        for number, box in enumerate(ndimage.find_objects(components, count), 1):
+            own = np.where((components == number) | (components == 0), covered, 0)
+            window = np.pad(own, MARGIN)[tuple(slice(side.start, side.stop + 2 * MARGIN) for side in box)]
+            if window.sum() < MIN_OVERLAP * smallest:  # it cannot resemble any
+                continue
+            overlap, shape, size = best_template(window, cell)
             if overlap < MIN_OVERLAP:
                 continue
-            place = tuple(min((box.start + box.stop - 1) // 2 // cell, grid - 1) for box in (rows, columns))
-            area = int(mask.sum())
-            if area > found.get(place, (0, None))[0]:
+            place = tuple(min((side.start + side.stop - 1) // 2 // cell, grid - 1) for side in box)
+            area = float(window.sum())
+            if area > found.get(place, (0.0, None))[0]:
                 found[place] = (area, SceneObject(NAMES[colour], shape, size, place))
     return Scene(tuple(found[place][1] for place in sorted(found)), grid)
 
 
-def colour_labels(pixels: np.ndarray) -> np.ndarray:
-    """`[height, width]`: the number of the palette colour of the nearest hue, -1 where there is no colour."""
-    lowest, highest = pixels.min(-1), pixels.max(-1)
-    chroma = highest - lowest
+def colour_coverage(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`[height, width]` each: the palette colour of the nearest hue, and how much of the pixel it covers, 0 to 1.
+
+    Backgrounds are grey, so that a pixel which an edge runs through has the hue of its colour and less of its chroma.
+    """
+    hues, chromas = palette()
+    lowest = pixels.min(-1)
+    chroma = pixels.max(-1) - lowest
     hue = (pixels - lowest[..., None]) / np.maximum(chroma, 1)[..., None]
-    distances = np.square(hue[:, :, None] - palette_hues()).sum(-1)
-    return np.where(chroma >= MIN_CHROMA, distances.argmin(-1), -1)
+    nearest = np.square(hue[:, :, None] - hues).sum(-1).argmin(-1)
+    coverage = np.minimum(chroma / chromas[nearest], 1)
+    return nearest, np.where(coverage >= TRACE, coverage, 0)
 
 
 @cache
-def palette_hues() -> np.ndarray:
-    palette = np.array(list(COLOURS.values()), dtype=float)
-    lowest = palette.min(-1, keepdims=True)
-    return (palette - lowest) / (palette.max(-1, keepdims=True) - lowest)
+def palette() -> tuple[np.ndarray, np.ndarray]:
+    """Hue `[colours, 3]`, from 0 to 1 in the lowest and highest channel, and chroma `[colours]`, 0 to 255."""
+    colours = np.array(list(COLOURS.values()), dtype=float)
+    lowest = colours.min(-1, keepdims=True)
+    chroma = colours.max(-1, keepdims=True) - lowest
+    return (colours - lowest) / chroma, chroma[:, 0]
 
 
 @cache
-def templates(cell: int) -> tuple[tuple[str, str, np.ndarray], ...]:
-    """Shape, size and mask, cut to its bounding box, of everything that can stand in a cell."""
-    masks = ((shape, size, shape_mask(shape, size, cell)) for shape in SHAPES for size in SIZES)
-    return tuple((shape, size, mask[ndimage.find_objects(mask.astype(int))[0]]) for shape, size, mask in masks)
+def templates(cell: int) -> tuple[tuple[tuple[str, str], ...], np.ndarray]:
+    """Shape and size of all that can stand in a cell at every blur, and its coverage `[templates, n, n]`, centred."""
+    names, pictures = [], []
+    side = cell + 4 * MARGIN
+    for shape in SHAPES:
+        for size in SIZES:
+            mask = shape_mask(shape, size, cell).astype(float)
+            before = (side - mask.shape[0]) // 2
+            padded = np.pad(mask, (before, side - mask.shape[0] - before))
+            for blur in BLURS:
+                names.append((shape, size))
+                pictures.append(ndimage.gaussian_filter(padded, blur) if blur else padded)
+    return tuple(names), np.stack(pictures)
 
 
-def best_template(mask: np.ndarray, cell: int) -> tuple[float, str, str]:
+def best_template(window: np.ndarray, cell: int) -> tuple[float, str, str]:
     """Intersection over union, shape and size of the template that a component resembles most."""
-    return max((overlap(mask, template), shape, size) for shape, size, template in templates(cell))
-
-
-def overlap(a: np.ndarray, b: np.ndarray) -> float:
-    """Intersection over union at the best of the places where the smaller box lies in, or around, the larger one."""
-    height, width = (max(x, y) for x, y in zip(a.shape, b.shape, strict=True))
-    padded = np.pad(a, ((0, height - a.shape[0]), (0, width - a.shape[1])))
-    best = 0
-    for top in range(height - b.shape[0] + 1):
-        for left in range(width - b.shape[1] + 1):
-            best = max(best, int(padded[top : top + b.shape[0], left : left + b.shape[1]][b].sum()))
-    return best / (int(a.sum()) + int(b.sum()) - best)
+    names, pictures = templates(cell)
+    side = max(pictures.shape[-1], *window.shape)
+    before = (side - pictures.shape[-1]) // 2
+    pictures = np.pad(pictures, ((0, 0), *[(before, side - pictures.shape[-1] - before)] * 2))
+    placed = np.zeros((side, side))
+    top, left = ((side - n) // 2 for n in window.shape)
+    placed[top : top + window.shape[0], left : left + window.shape[1]] = window
+    best = (0.0, 0)
+    for down in range(-MARGIN, MARGIN + 1):
+        for right in range(-MARGIN, MARGIN + 1):
+            moved = np.roll(placed, (down, right), (0, 1))
+            both = np.minimum(pictures, moved).sum((1, 2))
+            overlap = both / (pictures.sum((1, 2)) + moved.sum() - both)
+            best = max(best, (float(overlap.max()), int(overlap.argmax())))
+    return best[0], *names[best[1]]

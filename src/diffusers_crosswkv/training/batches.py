@@ -50,7 +50,7 @@ def draw_batch(
     rng = random.Random(f"{seed}/{step}")
     captions = ["" if rng.random() < caption_dropout else dataset.caption(i, rng) for i in indices]
     images = torch.stack([dataset.image(i) for i in indices])
-    generator = torch.Generator().manual_seed(rng.getrandbits(63))
+    generator = torch.Generator().manual_seed(random.Random(f"{seed}/{step}/noise").getrandbits(63))
     noise = torch.randn(images.shape, generator=generator)
     timesteps = torch.randint(0, num_train_timesteps, (batch_size,), generator=generator)
     return Batch(images, captions, noise, timesteps)

@@ -14,7 +14,7 @@ from diffusers_crosswkv.data.scene_splits import SPLITS
 
 
 def test_targets():
-    mentions = (Mention("green", "cross", None, (0, 1)), Mention("red", "circle", "large", (1, 0)))
+    mentions = (Mention("green", "cross", None, (0, 1)), Mention("red", "ring", "large", (1, 0)))
     assert targets_of(Description("", "English", "medium", mentions)).tolist() == [
         [0, 0, 0],
         [2, 4, 0],
@@ -34,7 +34,7 @@ def test_captions_are_those_that_name_cells():
 @pytest.mark.parametrize("layer", ["softmax", "state", "prefix"])
 def test_the_reader_takes_any_layer(layer):
     logits = GridReader(make_layers(layer))(
-        ["top left a red circle", "un carré vert en bas à droite. le fond est gris"]
+        ["top left a red ring", "un carré vert en bas à droite. le fond est gris"]
     )
     assert [x.shape for x in logits] == [(2, 4, 1 + len(names)) for names in NAMES]
     assert all(x.isfinite().all() for x in logits)

@@ -75,9 +75,9 @@ def test_a_folder_of_another_setup_is_refused(tmp_path):
 
 def test_a_model_that_reads_no_text_gets_none():
     models = build(MAIN_ARMS["no text"], SMOKE, 0)
-    one, other = (draw(models, [text] * 2, SMOKE, 0, reads_text=False) for text in ("red circle", "blue square"))
+    one, other = (draw(models, [text] * 2, SMOKE, 0, reads_text=False) for text in ("red ring", "blue square"))
     assert torch.equal(one, other)
-    assert not torch.equal(draw(models, ["red circle"] * 2, SMOKE, 0), one)
+    assert not torch.equal(draw(models, ["red ring"] * 2, SMOKE, 0), one)
 
 
 def test_an_interrupted_measurement_goes_on(tmp_path):

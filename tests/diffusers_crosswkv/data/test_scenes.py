@@ -37,16 +37,16 @@ def test_everything_is_drawn_and_backgrounds_vary():
 def test_pairs_can_be_held_out():
     rng = random.Random(0)
     scenes = [
-        draw_scene(rng, 2, 4, allowed=lambda colour, shape: (colour, shape) != ("red", "circle")) for _ in range(99)
+        draw_scene(rng, 2, 4, allowed=lambda colour, shape: (colour, shape) != ("red", "ring")) for _ in range(99)
     ]
-    assert not any((o.colour, o.shape) == ("red", "circle") for scene in scenes for o in scene.objects)
+    assert not any((o.colour, o.shape) == ("red", "ring") for scene in scenes for o in scene.objects)
 
 
 def test_bad_scenes():
-    red = SceneObject("red", "circle", "small", (0, 0))
+    red = SceneObject("red", "ring", "small", (0, 0))
     with pytest.raises(ValueError, match=r"different cells inside a 2 x 2 grid, got \[\(0, 0\), \(0, 0\)\]"):
         Scene((red, red), 2)
     with pytest.raises(ValueError, match="inside a 2 x 2 grid"):
-        Scene((SceneObject("red", "circle", "small", (0, 2)),), 2)
+        Scene((SceneObject("red", "ring", "small", (0, 2)),), 2)
     with pytest.raises(ValueError, match=r"16 \(grid 2\), 32 \(grid 3\), 64 \(grid 4\), got 48 for a scene of grid 2"):
         render(Scene((red,), 2), 48, random.Random(0))

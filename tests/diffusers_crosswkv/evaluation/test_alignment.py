@@ -10,7 +10,7 @@ from diffusers_crosswkv.data.captions import OPPOSITE, Description, Mention, des
 from diffusers_crosswkv.data.scenes import Scene, SceneObject, draw_scene
 from diffusers_crosswkv.evaluation.alignment import bootstrap, judge, paired_difference, shuffled
 
-RED = SceneObject("red", "circle", "small", (0, 0))
+RED = SceneObject("red", "ring", "small", (0, 0))
 BLUE = SceneObject("blue", "square", "large", (1, 2))
 SCENE = Scene((RED, BLUE), 3)
 

@@ -28,7 +28,8 @@ def test_pictures_are_read_exactly(resolution):
 @pytest.mark.parametrize("resolution", GRIDS)
 def test_noise_and_blur(resolution):
     assert share_read(resolution, lambda image: image + torch.randn_like(image) * 0.08) >= 0.98
-    assert share_read(resolution, lambda image: torch.from_numpy(gaussian_filter(image, (0, 0.5, 0.5)))) >= 0.98
+    assert share_read(resolution, lambda image: torch.from_numpy(gaussian_filter(image, (0, 0.8, 0.8)))) >= 0.85
+    assert share_read(resolution, lambda image: torch.from_numpy(gaussian_filter(image, (0, 0.6, 0.6)))) >= 0.98
 
 
 def test_nothing_is_seen_where_nothing_is():
