@@ -8,7 +8,8 @@ from scipy import ndimage
 
 from ..data.scenes import COLOURS, SHAPES, SIZES, Scene, SceneObject, shape_mask
 
-DETECTED, TRACE = 0.4, 0.15  # coverage of a pixel by a colour: what makes a component, and what still counts as its edge
+DETECTED = 0.4  # of a pixel covered by one colour: what makes a component
+TRACE = 0.15  # what still counts as its edge
 MARGIN = 2  # pixels around a component that are compared too
 BLURS = (0.0, 0.5, 0.8, 1.1)  # of the templates, in pixels: drawn pictures are not always sharp
 MIN_OVERLAP = 0.5  # of a component with its best template, intersection over union
