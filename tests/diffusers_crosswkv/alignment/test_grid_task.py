@@ -33,9 +33,7 @@ def test_captions_are_those_that_name_cells():
 
 @pytest.mark.parametrize("layer", ["softmax", "state", "prefix"])
 def test_the_reader_takes_any_layer(layer):
-    logits = GridReader(make_layers(layer))(
-        ["top left a red ring", "un carré vert en bas à droite. le fond est gris"]
-    )
+    logits = GridReader(make_layers(layer))(["top left a red ring", "un carré vert en bas à droite. le fond est gris"])
     assert [x.shape for x in logits] == [(2, 4, 1 + len(names)) for names in NAMES]
     assert all(x.isfinite().all() for x in logits)
 
