@@ -15,7 +15,7 @@ from ..training import Models
 from ..training.text import fit_tokenizer, make_text_encoder
 
 ENDOFTEXT = "<|endoftext|>"
-NOISE_SCHEDULE = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "sample"}
+NOISE_SCHEDULE = {"beta_schedule": "scaled_linear", "prediction_type": "sample"}
 TOLERANCE = 0.03  # by which the numbers of parameters of two arms may differ
 NARROWEST_MLP = 64
 
@@ -56,7 +56,7 @@ class Preset:
         unet: config of both U-Nets.
         crosswkv: config of CrossWKV's part.
         text_width, text_layers, window: of the text encoder, the last in tokens.
-        steps, batch_size, learning_rate, ema_decay: of every training.
+        steps, batch_size, optimizer, learning_rate, ema_decay: of every training.
         seeds: trainings per main arm; ablations take the first `ablation_seeds`.
         pictures: judged per split and training; `pictures_same` on the split like training.
         sampling_steps, guidance_scale: how they are drawn.
@@ -72,6 +72,7 @@ class Preset:
     window: int
     steps: int
     batch_size: int
+    optimizer: str
     learning_rate: float
     ema_decay: float
     seeds: tuple[int, ...]

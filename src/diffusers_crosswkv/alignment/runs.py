@@ -46,6 +46,7 @@ def train_arm(name: str, arm: Arm, preset: Preset, seed: int, folder: Path, prog
         folder / "training",
         preset.steps,
         batch_size=preset.batch_size,
+        optimizer=preset.optimizer,
         learning_rate=preset.learning_rate,
         ema_decay=preset.ema_decay,
         caption_dropout=0.1 if arm.reads_text else 1.0,

@@ -284,9 +284,11 @@ def choose_what_to_say(num_objects: int, terse: bool, rng: random.Random) -> Sai
     if terse:
         return Said(sizes=num_objects == 1 and rng.random() < 0.5, cells=False, relation=False)
     if num_objects > 2:
-        cells = rng.random() < 0.7
+        cells = rng.random() < 0.85
         return Said(sizes=not cells, cells=cells, relation=False)
-    saying = rng.choices(("cells", "relation", "objects"), (0.5, 0.3, 0.2) if num_objects == 2 else (0.7, 0, 0.3))[0]
+    saying = rng.choices(("cells", "relation", "objects"), (0.6, 0.25, 0.15) if num_objects == 2 else (0.85, 0, 0.15))[
+        0
+    ]
     return Said(sizes=rng.random() < 0.7, cells=saying == "cells", relation=saying == "relation")
 
 

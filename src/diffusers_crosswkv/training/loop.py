@@ -24,8 +24,7 @@ from .batches import Batch, CaptionedImages, draw_batch
 from .checkpoints import Checkpoint, load_latest_checkpoint, save_checkpoint
 from .config import TrainingConfig, claim_output_dir
 from .loss import diffusion_loss
-
-ADAM_BETAS = (0.9, 0.99)
+from .optimizers import make_optimizer
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,9 @@ class Run:
         for model in models.trained().values():
             model.to(accelerator.device).train()
         self.ema = EMAModel(models.parameters(), decay=config.ema_decay, foreach=True)
-        optimizer = make_optimizer(config, models)
+        optimizer = make_optimizer(
+            config.optimizer, models.trained().values(), config.learning_rate, config.weight_decay
+        )
         self.lr_scheduler = get_cosine_schedule_with_warmup(optimizer, config.lr_warmup_steps, config.max_train_steps)
         self.optimizer = optimizer
         self.unet, self.text_encoder, self.prepared_optimizer = accelerator.prepare(
@@ -200,19 +201,6 @@ class Run:
         self.ema.copy_to(self.models.parameters())
         for model in (self.unet, self.text_encoder):
             self.accelerator.unwrap_model(model, keep_fp32_wrapper=False).eval()
-
-
-def make_optimizer(config: TrainingConfig, models: Models) -> torch.optim.AdamW:
-    """AdamW that decays the weights of linear layers, convolutions and embeddings, and nothing else."""
-    modules = [module for model in models.trained().values() for module in model.modules()]
-    decayed = {id(m.weight) for m in modules if isinstance(m, nn.Linear | nn.Conv2d | nn.Embedding)}
-    parameters = models.parameters()
-    groups = [
-        {"params": [p for p in parameters if id(p) in decayed], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if id(p) not in decayed], "weight_decay": 0.0},
-    ]
-    fused = parameters[0].device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=ADAM_BETAS, fused=fused)
 
 
 @contextmanager
