@@ -50,26 +50,32 @@ def wkv7_chunked(
     inverse = (middle - c).exp()
     A, K, B = kappa * before, k * inverse, kappa * a * inverse  # [B, H, N, C, K]
     L, M = (A @ B.mT).tril(-1), (A @ K.mT).tril(-1)  # [B, H, N, C, C]
-    W, Y = torch.linalg.solve_triangular(L, torch.cat((A, M @ v), -1), upper=False, unitriangular=True).split(
-        (A.shape[-1], v.shape[-1]), -1
-    )  # U = W S^T + Y
+    enters_zero = initial_state is None and num_chunks == 1  # then nothing is carried over, and W need not be known
+    right = M @ v if enters_zero else torch.cat((A, M @ v), -1)
+    solution = torch.linalg.solve_triangular(L, right, upper=False, unitriangular=True)  # U = W S^T + Y
+    W, Y = solution.split((right.shape[-1] - v.shape[-1], v.shape[-1]), -1)
 
     # S_next = (S e^middle (I - W^T B) + V^T K - Y^T B) e^(c_last - middle)
     enter, leave = middle.exp(), after[..., -1:, :]  # [B, H, N, 1, K]
     written = (v.mT @ K - Y.mT @ B) * leave  # [B, H, N, V, K]
-    removed = (W.mT @ B) * leave  # [B, H, N, K, K]
     starts = []
-    for i in range(num_chunks):
-        start = state * enter[:, :, i]
-        starts.append(start)
-        state = start * leave[:, :, i] - start @ removed[:, :, i] + written[:, :, i]
+    if enters_zero:
+        state = written[:, :, 0]
+    else:
+        removed = (W.mT @ B) * leave  # [B, H, N, K, K]
+        for i in range(num_chunks):
+            start = state * enter[:, :, i]
+            starts.append(start)
+            state = start * leave[:, :, i] - start @ removed[:, :, i] + written[:, :, i]
     final_state = state if output_final_state or r is None else None
     if r is None:
         return None, final_state
 
-    S = torch.stack(starts, dim=2)  # [B, H, N, V, K], relative to mid-chunk
     R = chunks(r) * after
-    U = Y + W @ S.mT
-    o = R @ S.mT + (R @ K.mT).tril() @ v - (R @ B.mT).tril() @ U
+    o, U = (R @ K.mT).tril() @ v, Y
+    if not enters_zero:
+        S = torch.stack(starts, dim=2)  # [B, H, N, V, K], relative to mid-chunk
+        o, U = o + R @ S.mT, U + W @ S.mT
+    o = o - (R @ B.mT).tril() @ U
     o = o.flatten(2, 3)[:, :, :length].transpose(1, 2)
     return o.to(output_dtype), final_state
