@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ..data.captions import LANGUAGES, PLACES
-from ..data.scene_splits import SPLITS, Scenes
+from ..data.scene_splits import SPLITS
 from ..data.scenes import GRIDS
 from ..evaluation.alignment import METRICS, Mean, bootstrap, paired_difference
 from . import plots
 from .arms import MAIN_ARMS, Preset
-from .runs import BATCH, EVALUATION_SEED, EVALUATIONS, cut_sheet, measure_controls
+from .runs import BATCH, cut_sheet, measure_controls, scenes_of
 from .suite import PRESETS, RECALLS, ablations, folder_of, jobs_of
 from .tables import NOT_RUN, markdown, percent
 
@@ -50,13 +50,13 @@ class Results:
         return bootstrap(list(groups.values()))
 
     def by_caption(self, arm: str, evaluations: list[str], metric: str) -> dict[int, list[float]]:
-        """Per seed one value per caption; the places of a long prompt share their scenes, and are averaged."""
-        found: dict[int, list[list[float]]] = {}
+        """Per seed one value per caption, where all these evaluations were made."""
+        found: dict[int, dict[str, list[float]]] = {}
         for row in self.of("alignment", arm=arm):
             if row["evaluation"] in evaluations:
-                found.setdefault(row["seed"], []).append(row[metric])
+                found.setdefault(row["seed"], {})[row["evaluation"]] = row[metric]
         return {
-            seed: [sum(values) / len(values) for values in zip(*columns, strict=True)]
+            seed: [x for name in evaluations for x in columns[name]]
             for seed, columns in found.items()
             if len(columns) == len(evaluations)
         }
@@ -309,7 +309,7 @@ def copy_pictures(preset: Preset, folder: Path, target: Path) -> None:
     sheets = {arm: path for arm, path in sheets.items() if path.exists()}
     for arm, path in sheets.items():
         shutil.copyfile(path, target / f"pictures-{arm.replace(' ', '-')}.png")
-    scenes = Scenes(preset.resolution, EVALUATIONS["same"], seed=EVALUATION_SEED)
+    scenes = scenes_of(preset, "same")
     descriptions = [scenes.description(i) for i in range(BATCH)]
     shown = [i for i, x in enumerate(descriptions) if x.language != "Chinese" and x.length == "medium"][:8]
     if sheets and shown:

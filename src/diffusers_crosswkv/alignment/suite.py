@@ -139,13 +139,14 @@ def run_job(preset_name: str, folder: Path, name: str, seed: int, progress: bool
     arm = (MAIN_ARMS | ablations(preset))[name]
     trained = train_arm(name, arm, preset, seed, own, progress)
     measure(trained, preset, own, progress)
+    mlp_width = matched_width(arm, preset)
     about = {
         "kind": "training",
         "arm": name,
         "seed": seed,
-        "parameters": count_parameters(arm, preset, matched_width(arm, preset)),
+        "parameters": count_parameters(arm, preset, mlp_width),
         "unet_parameters": sum(p.numel() for p in trained.models.unet.parameters()),
-        "text_encoder_mlp": matched_width(arm, preset),
+        "text_encoder_mlp": mlp_width,
         "steps": preset.steps,
         "batch_size": preset.batch_size,
         "seconds": round(trained.seconds, 1),
