@@ -13,6 +13,7 @@ from crosswkv_kernels import state_readout, wkv7
 from torch import nn
 
 from .state_writer import FeatureMap, LowRank, StateWriter, Write, at_least_float32
+from .text_scan import scan_text, turn_backward
 
 FUSIONS = ("state", "paper", "prefix")
 FEATURE_MAPS: dict[str, FeatureMap] = {"identity": lambda x: x, "silu": F.silu}
@@ -93,7 +94,10 @@ class CrossWKV(nn.Module):
         feature_map: what keys and receptances pass through, `silu` (as in DeltaNet, arXiv:2406.06484) or `identity`.
             None is `identity` in `paper` fusion, as in the equations, and `silu` in the others, which learn to find
             one token among many much sooner with it (`benchmarks/alignment`).
-        output_norm: normalise what is read, per head (equation 14); off for ablations.
+        output_norm: normalise what is read, per head (equation 14). None is off in `state` fusion, which learns better
+            without (a normalised read cannot say that nothing was found; `benchmarks/alignment`), and on elsewhere.
+        bidirectional: the second half of the heads (rounded down) scans the text from its end. Off, what a long text
+            says early is forgotten first. No effect in `paper` fusion.
         layer_index: place of this layer in its network, in the order of execution.
         num_layers: number of CrossWKV layers of the network; with `layer_index` it sets the initial values.
         group: layers of one group share the value of their first layer (equation 10).
@@ -122,7 +126,8 @@ class CrossWKV(nn.Module):
         gate_rank: int = 128,
         value_rank: int = 16,
         feature_map: str | None = None,
-        output_norm: bool = True,
+        output_norm: bool | None = None,
+        bidirectional: bool = True,
         layer_index: int = 0,
         num_layers: int = 1,
         group: int = 0,
@@ -146,6 +151,8 @@ class CrossWKV(nn.Module):
         self.head_dim, self.value_dim = head_dim, value_dim
         self.num_heads = hidden_size // head_dim
         self.fusion = fusion
+        self.backward_heads = self.num_heads // 2 if bidirectional and fusion != "paper" else 0
+        output_norm = fusion != "state" if output_norm is None else output_norm
         self.feature_map = FEATURE_MAPS[feature_map or ("identity" if fusion == "paper" else "silu")]
         self.layer_index, self.group, self.first_in_group = layer_index, group, first_in_group
         eps = head_dim * 1e-5
@@ -226,10 +233,14 @@ class CrossWKV(nn.Module):
         mask: torch.Tensor | None = None,
         first_value: torch.Tensor | None = None,
     ) -> tuple[Write, torch.Tensor]:
-        """What the text `[B, L, D_q]` writes (`state`, `prefix`), and its value `[B, L, D_v]` before equation 10."""
+        """What the text `[B, L, D_q]` writes (`state`, `prefix`), and its value `[B, L, D_v]` before equation 10.
+
+        Ready to be scanned: backward heads have their tokens in reversed order.
+        """
         x_w, x_k, x_v, x_a = self.text_writer.mix(text, previous)
         value = projections.to_v(x_v)
-        return self.text_writer(projections.to_k(x_k), value, x_w, x_v, x_a, first_value, mask), value
+        write = self.text_writer(projections.to_k(x_k), value, x_w, x_v, x_a, first_value, mask)
+        return turn_backward(write, self.backward_heads), value
 
     def read(self, projections: Projections, hidden_states: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         """`state` fusion: every image token reads the text's state; `[B, T, D]` to `[B, T, D]`.
@@ -311,13 +322,6 @@ def attend_alone(
     if layer.fusion == "state":
         return layer.read(projections, hidden_states, state)
     return layer.scan_image(projections, hidden_states, initial_state=state, first_value=image_value)[0]
-
-
-def scan_text(write: Write, initial_state: torch.Tensor | None = None) -> torch.Tensor:
-    """The state `[B, H, V, K]` behind the last token of what a text writes."""
-    _, state = wkv7(None, *write, initial_state=initial_state)
-    assert state is not None
-    return state
 
 
 def apply_out(projections: Projections, x: torch.Tensor) -> torch.Tensor:

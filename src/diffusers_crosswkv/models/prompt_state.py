@@ -5,7 +5,7 @@ import operator
 import os
 import tempfile
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, SupportsIndex
@@ -15,7 +15,8 @@ import safetensors.torch
 import torch
 
 FORMAT = "diffusers_crosswkv.PromptState"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1, never released, had no transitions
+REST = {"last_token", "fingerprint"}  # what a file holds besides the layers
 FINGERPRINT_TOLERANCE = 0.01  # per parameter; rounding to bfloat16 moves weights by 0.2 %
 
 
@@ -33,6 +34,7 @@ class PromptStateSpec:
 
     fusion: str
     shapes: tuple[tuple[int, int, int], ...]  # per layer H, V, K
+    backward_heads: tuple[int, ...]  # per layer
     text_dim: int
 
 
@@ -46,12 +48,14 @@ class PromptState:
 
     Args:
         states: per layer, in the order of execution, `[B, H, V, K]`.
+        transitions: per layer `[B, backward heads, K, K]`, what a continuation passes on its way to the beginning.
         last_token: `[B, D_q]`, the last token that was scanned: a continuation mixes it into its first token.
         fusion: the fusion of the U-Net, `state` or `prefix`.
         fingerprint: `[parameters, n]`, some of the weights that wrote the states; empty if they could not be read.
     """
 
     states: tuple[torch.Tensor, ...]
+    transitions: tuple[torch.Tensor, ...]
     last_token: torch.Tensor
     fusion: str
     fingerprint: torch.Tensor
@@ -62,7 +66,7 @@ class PromptState:
         return f"PromptState({self.fusion}, batch {self.batch_size}, [H V K] {shapes}, {self.dtype}, {self.device})"
 
     def __reduce__(self):  # copies need not know the models that accepted this state, and must not copy them
-        return PromptState, (self.states, self.last_token, self.fusion, self.fingerprint)
+        return PromptState, (self.states, self.transitions, self.last_token, self.fusion, self.fingerprint)
 
     @property
     def batch_size(self) -> int:
@@ -80,7 +84,7 @@ class PromptState:
     @property
     def nbytes(self) -> int:
         """Bytes that the tensors take; the same for a prompt of one token and of ten thousand."""
-        return sum(x.nbytes for x in (*self.states, self.last_token, self.fingerprint))
+        return sum(x.nbytes for x in (*self.states, *self.transitions, self.last_token, self.fingerprint))
 
     def __len__(self) -> int:
         return self.batch_size
@@ -94,7 +98,7 @@ class PromptState:
             rows: slice | torch.Tensor | list[int] = [index]
         else:
             rows = index if isinstance(index, slice | torch.Tensor) else list(index)  # type: ignore[arg-type]
-        return self._with(tuple(x[rows] for x in self.states), self.last_token[rows])
+        return self._with(lambda x: x[rows])
 
     @staticmethod
     def cat(states: Sequence["PromptState"]) -> "PromptState":
@@ -109,26 +113,25 @@ class PromptState:
         for i, state in enumerate(states):
             _check_same("fusion", first.fusion, state.fusion, f"prompt state {i}")
             _check_same("layers [H, V, K]", first._shapes, state._shapes, f"prompt state {i}")
+            _check_same("backward heads", first._backward_heads, state._backward_heads, f"prompt state {i}")
             _check_fingerprint(first.fingerprint, state.fingerprint, f"prompt state {i}")
-        layers = zip(*(state.states for state in states), strict=True)
         known = next((state for state in states if state.fingerprint.numel()), first)
-        return known._with(
-            tuple(torch.cat([x.to(layer[0]) for x in layer]) for layer in layers),
-            torch.cat([state.last_token.to(first.last_token) for state in states]),
-        )
+        tensors = (zip(*(getattr(x, name) for x in states), strict=True) for name in ("states", "transitions"))
+        joined = [tuple(torch.cat([x.to(parts[0]) for x in parts]) for parts in of_layers) for of_layers in tensors]
+        last_token = torch.cat([state.last_token.to(first.last_token) for state in states])
+        return PromptState(*joined, last_token, known.fusion, known.fingerprint, known._accepted)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "PromptState":
         """On another device, or the states in another dtype; they are read in float32 whatever they are kept in."""
-        return self._with(
-            tuple(x.to(device=device, dtype=dtype) for x in self.states),
-            self.last_token.to(device=device, dtype=dtype),
-        )
+        return self._with(lambda x: x.to(device=device, dtype=dtype))
 
     def save(self, path: str | os.PathLike) -> None:
         """Write a safetensors file, whole or not at all."""
         path = Path(path)
-        tensors = {f"states.{i}": x.detach().contiguous().cpu() for i, x in enumerate(self.states)}
-        tensors |= {"last_token": self.last_token.detach().contiguous().cpu(), "fingerprint": self.fingerprint.cpu()}
+        tensors = {f"states.{i}": x for i, x in enumerate(self.states)}
+        tensors |= {f"transitions.{i}": x for i, x in enumerate(self.transitions)}
+        tensors |= {"last_token": self.last_token, "fingerprint": self.fingerprint}
+        tensors = {name: x.detach().contiguous().cpu() for name, x in tensors.items()}
         metadata = {"format": FORMAT, "version": str(FORMAT_VERSION), "fusion": self.fusion}
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             written = Path(folder, path.name)
@@ -153,7 +156,7 @@ class PromptState:
             raise ValueError(
                 f"{path} is no complete safetensors file ({error}); save the prompt state again."
             ) from error
-        if metadata.get("format") != FORMAT or not {"states.0", "last_token", "fingerprint"} <= tensors.keys():
+        if metadata.get("format") != FORMAT or not REST | {"states.0"} <= tensors.keys():
             raise ValueError(
                 f"{path} holds no prompt state, but {sorted(tensors)[:3]} ...; `PromptState.save` writes one."
             )
@@ -168,11 +171,11 @@ class PromptState:
         not_finite = [name for name, x in tensors.items() if not x.isfinite().all()]
         if not_finite:
             raise ValueError(f"{path} must be finite, but {', '.join(not_finite)} is not; encode the prompt again.")
-        names = [f"states.{i}" for i in range(len(tensors) - 2)]
-        if not tensors.keys() >= set(names):
+        layers = range((len(tensors) - 2) // 2)
+        if tensors.keys() != {f"{name}.{i}" for name in ("states", "transitions") for i in layers} | REST:
             raise ValueError(f"{path} is damaged: it holds {sorted(tensors)}; save the prompt state again.")
-        states = tuple(tensors[name] for name in names)
-        return PromptState(states, tensors["last_token"], metadata["fusion"], tensors["fingerprint"])
+        states, transitions = (tuple(tensors[f"{name}.{i}"] for i in layers) for name in ("states", "transitions"))
+        return PromptState(states, transitions, tensors["last_token"], metadata["fusion"], tensors["fingerprint"])
 
     def check(self, model: "Fingerprinted", spec: PromptStateSpec, batch_size: int) -> None:
         """Refuse a model that this state was not made for.
@@ -184,6 +187,7 @@ class PromptState:
         """
         _check_same("fusion", spec.fusion, self.fusion, "the prompt state")
         _check_same("layers [H, V, K]", spec.shapes, self._shapes, "the prompt state")
+        _check_same("backward heads", spec.backward_heads, self._backward_heads, "the prompt state")
         _check_same("text width", spec.text_dim, self.last_token.shape[-1], "the prompt state")
         if self.batch_size != batch_size:
             raise ValueError(
@@ -207,8 +211,13 @@ class PromptState:
     def _shapes(self) -> tuple[tuple[int, ...], ...]:
         return tuple(tuple(x.shape[1:]) for x in self.states)
 
-    def _with(self, states: tuple[torch.Tensor, ...], last_token: torch.Tensor) -> "PromptState":
-        return PromptState(states, last_token, self.fusion, self.fingerprint, self._accepted)
+    @property
+    def _backward_heads(self) -> tuple[int, ...]:
+        return tuple(x.shape[1] for x in self.transitions)
+
+    def _with(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "PromptState":
+        states, transitions = (tuple(change(x) for x in of_layers) for of_layers in (self.states, self.transitions))
+        return PromptState(states, transitions, change(self.last_token), self.fusion, self.fingerprint, self._accepted)
 
 
 def _check_same(what: str, expected: object, got: object, where: str) -> None:

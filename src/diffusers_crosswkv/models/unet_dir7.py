@@ -13,8 +13,10 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
 from .attention_processor import CrossWKVAttention, CrossWKVAttnProcessor, PreparedText
-from .crosswkv import CrossWKV, Write, check_sizes, check_text, previous_tokens, scan_text
+from .crosswkv import CrossWKV, check_sizes, check_text, previous_tokens
 from .prompt_state import PromptState, PromptStateSpec
+from .state_writer import Write
+from .text_scan import backward_transitions, pass_earlier_text, scan_text, start_of_continuation
 
 FINGERPRINT_VALUES = 16
 
@@ -50,7 +52,9 @@ class DIR7UNet2DConditionModel(UNet2DConditionModel):
             ranks of the LoRAs (equations 8 to 10); 0 leaves one out, but for the gate's.
         crosswkv_feature_map: what keys and receptances pass through, `silu` or `identity`; None is `identity` in
             `paper` fusion and `silu` in the others.
-        crosswkv_output_norm: normalise what is read from the state, per head (equation 14).
+        crosswkv_output_norm: normalise what is read from the state, per head (equation 14); None is off in `state`
+            fusion and on in the others.
+        crosswkv_bidirectional: in every layer half of the heads scan the text from its end.
 
     Raises:
         ValueError: sizes that do not divide, an unknown fusion, or blocks without a separate cross-attention.
@@ -69,7 +73,8 @@ class DIR7UNet2DConditionModel(UNet2DConditionModel):
         crosswkv_gate_rank: int = 128,
         crosswkv_value_rank: int = 16,
         crosswkv_feature_map: str | None = None,
-        crosswkv_output_norm: bool = True,
+        crosswkv_output_norm: bool | None = None,
+        crosswkv_bidirectional: bool = True,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
@@ -82,6 +87,7 @@ class DIR7UNet2DConditionModel(UNet2DConditionModel):
             "value_rank": crosswkv_value_rank,
             "feature_map": crosswkv_feature_map,
             "output_norm": crosswkv_output_norm,
+            "bidirectional": crosswkv_bidirectional,
         }
         layers = list(cross_attentions(self))
         value_dims = [value_dim_of(crosswkv_value_dim, level, len(self.down_blocks)) for _, _, level in layers]
@@ -130,7 +136,8 @@ class DIR7UNet2DConditionModel(UNet2DConditionModel):
         if not layers:
             raise ValueError("A prompt state needs cross-attention, and this U-Net has none; see `down_block_types`.")
         shapes = tuple((layer.num_heads, layer.value_dim // layer.num_heads, layer.head_dim) for layer in layers)
-        return PromptStateSpec(self.config.crosswkv_fusion, shapes, layers[0].cross_attention_dim)
+        backward_heads = tuple(layer.backward_heads for layer in layers)
+        return PromptStateSpec(self.config.crosswkv_fusion, shapes, backward_heads, layers[0].cross_attention_dim)
 
     @apply_forward_hook
     def encode_prompt(
@@ -164,9 +171,17 @@ class DIR7UNet2DConditionModel(UNet2DConditionModel):
         if not torch.compiler.is_compiling() and not prompt_embeds.isfinite().all():
             raise ValueError("`prompt_embeds` must be finite, got NaN or Inf; check the text encoder and its dtype.")
         text = super().process_encoder_hidden_states(prompt_embeds, {})
-        states, last_token = self._scan_text(text, as_mask(encoder_attention_mask), prompt_state)
+        last_token = None if prompt_state is None else prompt_state.last_token
+        writes, last_token = self._write_text(text, as_mask(encoder_attention_mask), last_token)
+        heads = [attn.crosswkv.backward_heads for attn in self._crosswkv_attentions]
+        transitions = [backward_transitions(write, count) for write, count in zip(writes, heads, strict=True)]
+        if prompt_state is not None:
+            transitions = [new @ old.to(new) for new, old in zip(transitions, prompt_state.transitions, strict=True)]
+        states = self._scan_text(writes, prompt_state)
         states = tuple(state.clone() for state in states)  # of their own, not parts of the joined scan
-        return PromptState(states, last_token.clone(), self.config.crosswkv_fusion, self.fingerprint())
+        return PromptState(
+            states, tuple(transitions), last_token.clone(), self.config.crosswkv_fusion, self.fingerprint()
+        )
 
     def forward(
         self,
@@ -254,7 +269,7 @@ class DIR7UNet2DConditionModel(UNet2DConditionModel):
         text, mask = super().process_encoder_hidden_states(text, added_cond_kwargs), as_mask(mask)
         if self.config.crosswkv_fusion == "paper":
             return PreparedText((), self._text_receptances(text, mask), {})
-        return PreparedText(self._scan_text(text, mask)[0], (), {})
+        return PreparedText(self._scan_text(self._write_text(text, mask)[0]), (), {})
 
     def _check_prompt(self, text, mask, prompt_state, batch_size: int, reading: bool = False) -> None:
         if prompt_state is not None:
@@ -276,32 +291,43 @@ class DIR7UNet2DConditionModel(UNet2DConditionModel):
                 f"`encoder_hidden_states` must hold one prompt per sample, got {len(text)} and {batch_size}."
             )
 
-    def _scan_text(
-        self, text: torch.Tensor, mask: torch.Tensor | None, prompt_state: PromptState | None = None
-    ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-        """The states of all layers, `[B, H, V, K]` each, and the last token `[B, D_q]`.
-
-        Heads are independent, so one scan serves all layers whose heads have one size.
-        """
-        last_token = None if prompt_state is None else prompt_state.last_token
+    def _write_text(
+        self, text: torch.Tensor, mask: torch.Tensor | None, last_token: torch.Tensor | None = None
+    ) -> tuple[list[Write], torch.Tensor]:
+        """What the text writes into each layer, and its last token `[B, D_q]`; it follows `last_token`, if any."""
         previous, next_last_token = previous_tokens(text, mask, last_token)
         first_values: dict[int, torch.Tensor] = {}
-        scans: dict[tuple[int, int], list[tuple[CrossWKV, Write]]] = {}
+        writes = []
         for attn in self._crosswkv_attentions:
             layer = attn.crosswkv
             write, value = layer.write_text(attn, text, previous, mask, first_values.get(layer.group))
             first_values.setdefault(layer.group, value)
-            scans.setdefault((write.v.shape[-1], write.k.shape[-1]), []).append((layer, write))
+            writes.append(write)
+        return writes, next_last_token
+
+    def _scan_text(self, writes: list[Write], prompt_state: PromptState | None = None) -> tuple[torch.Tensor, ...]:
+        """The states of all layers, `[B, H, V, K]` each.
+
+        Heads are independent, so one scan serves all layers whose heads have one size.
+        """
+        layers = [attn.crosswkv for attn in self._crosswkv_attentions]
+        scans: dict[tuple[int, int], list[int]] = {}
+        for i, write in enumerate(writes):
+            scans.setdefault((write.v.shape[-1], write.k.shape[-1]), []).append(i)
         states: dict[int, torch.Tensor] = {}
-        for entries in scans.values():
-            layers = [layer for layer, _ in entries]
-            joined = Write(*(torch.cat(parts, dim=2) for parts in zip(*(write for _, write in entries), strict=True)))
+        for numbers in scans.values():
+            joined = Write(*(torch.cat(parts, dim=2) for parts in zip(*(writes[i] for i in numbers), strict=True)))
             start = None
             if prompt_state is not None:
-                start = torch.cat([prompt_state.states[layer.layer_index] for layer in layers], dim=1)
-            parts = scan_text(joined, start).split([layer.num_heads for layer in layers], dim=1)
-            states |= {layer.layer_index: part for layer, part in zip(layers, parts, strict=True)}
-        return tuple(states[i] for i in range(len(states))), next_last_token
+                starts = [start_of_continuation(prompt_state.states[i], layers[i].backward_heads) for i in numbers]
+                start = torch.cat(starts, dim=1)
+            parts = scan_text(joined, start).split([layers[i].num_heads for i in numbers], dim=1)
+            states |= dict(zip(numbers, parts, strict=True))
+        in_order = tuple(states[i] for i in range(len(states)))
+        if prompt_state is None:
+            return in_order
+        earlier = zip(in_order, prompt_state.states, prompt_state.transitions, strict=True)
+        return tuple(pass_earlier_text(*parts) for parts in earlier)
 
     def _text_receptances(self, text: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
         return tuple(attn.crosswkv.receptance_of_text(attn, text, mask) for attn in self._crosswkv_attentions)

@@ -92,8 +92,12 @@ def oracle(layer, image, text, text_values=None, image_values=None):
     """One sample: image `[T, D]`, text `[L, D_q]` without masked tokens, values of the group's first layer."""
     S = torch.zeros(HEADS, layer.value_dim // HEADS, HEAD_DIM, dtype=torch.float64)
     if layer.fusion != "paper":
-        for token in write(layer, layer.text_writer, layer.to_k, layer.to_v, text, text_values):
-            S = step(S, *token)
+        tokens = list(write(layer, layer.text_writer, layer.to_k, layer.to_v, text, text_values))
+        S_backward = S
+        for token, from_the_end in zip(tokens, reversed(tokens), strict=True):
+            S, S_backward = step(S, *token), step(S_backward, *from_the_end)
+        forward = HEADS - layer.backward_heads
+        S = torch.cat((S[:forward], S_backward[forward:]))
     if layer.fusion == "state":
         return torch.stack([read(layer, S, feature(layer, layer.to_q.weight @ x), x) for x in image])
     rows, to_k, to_v = [], layer.to_k, layer.to_v
@@ -164,11 +168,14 @@ def make_first_value(layer, image, text, seed=0):
     sizes=st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9)),
     value_dim=st.sampled_from([HIDDEN, 12, 36]),
     first_in_group=st.booleans(),
+    output_norm=st.sampled_from([None, True, False]),
+    bidirectional=st.booleans(),
     data=st.data(),
     seed=st.integers(0, 100),
 )
-def test_equations(fusion, sizes, value_dim, first_in_group, data, seed):
-    layer = make_layer(fusion, value_dim=value_dim, first_in_group=first_in_group, seed=seed)
+def test_equations(fusion, sizes, value_dim, first_in_group, output_norm, bidirectional, data, seed):
+    options = {"output_norm": output_norm, "bidirectional": bidirectional}
+    layer = make_layer(fusion, value_dim=value_dim, first_in_group=first_in_group, seed=seed, **options)
     image, text = make_inputs(*sizes, seed=seed)
     keep = st.lists(st.booleans(), min_size=text[..., 0].numel(), max_size=text[..., 0].numel())
     mask = data.draw(st.none() | keep.map(lambda x: torch.tensor(x).view(text.shape[:2])))
@@ -192,7 +199,7 @@ def test_equations_with_a_part_left_out(fusion, without):
     layer = make_layer(fusion, first_in_group=False, **without)
     image, text = make_inputs(2, 6, 4)
     assert_follows_the_equations(layer, image, text, None, make_first_value(layer, image, text))
-    whole = make_layer(fusion, first_in_group=False)
+    whole = make_layer(fusion, first_in_group=False, output_norm=True)
     assert sum(p.numel() for p in layer.parameters()) < sum(p.numel() for p in whole.parameters())
 
 
@@ -203,6 +210,14 @@ def test_feature_map(fusion, name):
     default = make_layer(fusion)
     inputs = make_inputs()
     assert torch.equal(layer(*inputs), default(*inputs)) == (name == ("identity" if fusion == "paper" else "silu"))
+
+
+@FUSIONS
+def test_which_heads_scan_from_the_end_and_which_are_normalised(fusion):
+    layer, forward = make_layer(fusion), make_layer(fusion, bidirectional=False)
+    assert layer.backward_heads == (0 if fusion == "paper" else 1)
+    assert forward.backward_heads == 0
+    assert (layer.norm.weight is None) == (fusion == "state")
 
 
 def test_a_text_writes_without_looking_back_and_forgets_slowly():

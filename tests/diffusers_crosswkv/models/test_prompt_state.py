@@ -63,7 +63,7 @@ def test_indexing_and_cat(state):
 def test_to_and_nbytes(state):
     half = state.to(dtype=torch.bfloat16)
     assert (half.dtype, state.dtype, half.device.type) == (torch.bfloat16, torch.float32, "cpu")
-    numbers = sum(x.numel() for x in (*state.states, state.last_token))
+    numbers = sum(x.numel() for x in (*state.states, *state.transitions, state.last_token))
     assert state.nbytes - half.nbytes == 2 * numbers
 
 
@@ -96,10 +96,10 @@ def test_files_that_are_no_prompt_states(state, tmp_path):
 
 def test_a_newer_format_is_named(state, tmp_path, monkeypatch):
     path = tmp_path / "prompt.safetensors"
-    monkeypatch.setattr("diffusers_crosswkv.models.prompt_state.FORMAT_VERSION", 2)
+    monkeypatch.setattr("diffusers_crosswkv.models.prompt_state.FORMAT_VERSION", 3)
     state.save(path)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="format 2, this version reads up to 1; upgrade"):
+    with pytest.raises(ValueError, match="format 3, this version reads up to 2; upgrade"):
         PromptState.load(path)
 
 

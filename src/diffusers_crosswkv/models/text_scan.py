@@ -1,0 +1,49 @@
+"""The scan of a text into states: some heads pass it from its beginning, the others from its end.
+
+A head remembers best what it passed last. With both directions neither an early nor a late clause is far from a head's
+end, and states stay what they are: of constant size, and a text can be continued. For scans are linear in what they
+start from: a backward head passes the continuation first, `S_new`, and then the text before it, whose tokens multiply
+what they find by a transition `T` (`K x K`) and add `S_earlier`, both known: `S_new T + S_earlier`.
+"""
+
+import torch
+from crosswkv_kernels import wkv7
+
+from .state_writer import Write
+
+
+def turn_backward(write: Write, backward_heads: int) -> Write:
+    """The last `backward_heads` heads get their tokens in reversed order."""
+    if backward_heads == 0:
+        return write
+    forward = write.k.shape[2] - backward_heads
+    return Write(*(torch.cat((x[:, :, :forward], x[:, :, forward:].flip(1)), dim=2) for x in write))
+
+
+def scan_text(write: Write, initial_state: torch.Tensor | None = None) -> torch.Tensor:
+    """The state `[B, H, V, K]` behind the last token that each head passes."""
+    _, state = wkv7(None, *write, initial_state=initial_state)
+    assert state is not None
+    return state
+
+
+def backward_transitions(write: Write, backward_heads: int) -> torch.Tensor:
+    """`[B, backward_heads, K, K]`: what a text's tokens multiply a state by that a backward head brings to it."""
+    w, k, _, kappa, a = (x[:, :, x.shape[2] - backward_heads :] for x in write)
+    batch_size, _, heads, head_dim = k.shape
+    start = torch.eye(head_dim, device=k.device).expand(batch_size, heads, -1, -1)
+    nothing = torch.zeros_like(k)
+    return scan_text(Write(w, nothing, nothing, kappa, a), start)
+
+
+def start_of_continuation(earlier: torch.Tensor, backward_heads: int) -> torch.Tensor:
+    """Forward heads go on from the earlier text's state `[B, H, V, K]`; backward heads start at the end, from zero."""
+    forward = earlier.shape[1] - backward_heads
+    return torch.cat((earlier[:, :forward], torch.zeros_like(earlier[:, forward:])), dim=1)
+
+
+def pass_earlier_text(state: torch.Tensor, earlier: torch.Tensor, transition: torch.Tensor) -> torch.Tensor:
+    """Let the backward heads, which have passed the continuation, pass the text before it too."""
+    forward = state.shape[1] - transition.shape[1]
+    backward = state[:, forward:] @ transition.to(state) + earlier[:, forward:].to(state)
+    return torch.cat((state[:, :forward], backward), dim=1)
