@@ -14,7 +14,7 @@ from diffusers.models.attention_processor import Attention
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..data.captions import Description
+from ..data.captions import PLACES, Description
 from ..data.scene_splits import SPLITS, Scenes, Split
 from ..data.scenes import COLOURS, SHAPES, SIZES
 from ..models import CrossWKV
@@ -120,7 +120,7 @@ def measure_reading(
     splits = {"same": SPLITS["same"]} | {
         f"{length}, {place}": dataclasses.replace(SPLITS[length], place=place)
         for length in ("long", "very long")
-        for place in ("early", "late")
+        for place in PLACES
     }
     return {name: share_right(reader, split, count) for name, split in splits.items()}
 

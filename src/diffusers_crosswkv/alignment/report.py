@@ -19,6 +19,14 @@ Row = dict
 MAIN = [name for name in MAIN_ARMS if name != "no text"]
 CONTROLS = ("chance", "real renders")
 SEARCH = "search.jsonl"
+GRID_SPLITS = (
+    "like training",
+    "long, early",
+    "long, late",
+    "very long, early",
+    "very long, middle",
+    "very long, late",
+)
 
 
 class Results:
@@ -207,8 +215,8 @@ def write_report(preset_name: str, folder: Path, target: Path) -> str:
 
 def search_page(rows: list[Row]) -> str:
     """Every step of the search for the design, failures too, in the order in which they were made."""
-    pictures, recalls, grids = (
-        [r for r in rows if r["kind"] == f"{kind} search"] for kind in ("picture", "recall", "grid")
+    pictures, losses, recalls, grids = (
+        [r for r in rows if r["kind"] == f"{kind} search"] for kind in ("picture", "loss", "recall", "grid")
     )
     shown = ("colour", "shape", "cell", "binding", "count", "everything")
     tables = {
@@ -217,6 +225,13 @@ def search_page(rows: list[Row]) -> str:
             [
                 [r["arm"], r["setting"], r["change"], str(r.get("pictures", "")), *score_cells(r, shown)]
                 for r in pictures
+            ],
+        ),
+        "Training loss, times 1000, on equal batches": markdown(
+            ["cross-attention", "change", "learning rate", "steps 100 to 199", "steps 400 to 499"],
+            [
+                [r["arm"], r["change"], str(r["learning_rate"]), *(f"{1000 * x:.1f}" for x in r["loss"].values())]
+                for r in losses
             ],
         ),
         "Recall of facts by one layer": markdown(
@@ -233,11 +248,16 @@ def search_page(rows: list[Row]) -> str:
             ],
         ),
         "From captions to a grid, without diffusion": markdown(
-            ["cross-attention", "change", "like training", "long, early", "long, late", "very long, early", "late"],
-            [[r["arm"], r["change"], *(f"{100 * x:.1f}" for x in r["cells_right"].values())] for r in grids],
+            ["cross-attention", "change", *GRID_SPLITS],
+            [[r["arm"], r["change"], *grid_cells(r)] for r in grids],
         ),
     }
     return "\n\n".join(f"## {name}\n\n{table}" for name, table in tables.items()) + "\n"
+
+
+def grid_cells(row: Row) -> list[str]:
+    right = row["cells_right"]
+    return [f"{100 * right[name]:.1f}" if name in right else "" for name in GRID_SPLITS]
 
 
 def score_cells(row: Row, names: tuple[str, ...]) -> list[str]:
