@@ -9,18 +9,19 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src/diffusers_crosswkv"
 FLOORS = {
-    "presets": 0,
-    "data": 0,
-    "environment": 0,
-    "models": 1,
-    "pipelines": 2,
-    "training": 2,
-    "conversion": 2,
-    "evaluation": 2,
-    "hub": 3,
-    "alignment": 3,
-    "quickstart": 3,
-    "registration": 3,
+    "files": 0,
+    "presets": 1,
+    "data": 1,
+    "environment": 1,
+    "models": 2,
+    "pipelines": 3,
+    "training": 3,
+    "conversion": 3,
+    "evaluation": 3,
+    "hub": 4,
+    "alignment": 4,
+    "quickstart": 4,
+    "registration": 4,
 }
 
 

@@ -11,10 +11,10 @@ from transformers import CLIPTokenizer
 
 from ..data.scene_splits import captions_for_tokenizer
 from ..models import DIR7UNet2DConditionModel
+from ..pipelines.pipeline_dir7 import ENDOFTEXT
 from ..training import Models
 from ..training.text import fit_tokenizer, make_text_encoder
 
-ENDOFTEXT = "<|endoftext|>"
 NOISE_SCHEDULE = {"beta_schedule": "scaled_linear", "prediction_type": "sample"}
 TOLERANCE = 0.03  # by which the numbers of parameters of two arms may differ
 NARROWEST_MLP = 64

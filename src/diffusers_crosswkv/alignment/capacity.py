@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from torch import nn
-from tqdm.auto import tqdm
 
+from ..evaluation.fitting import fit
 from ..models import CrossWKV
 
 NUM_KEYS, NUM_VALUES = 256, 64
@@ -90,18 +90,13 @@ def measure_recall(
     """
     torch.manual_seed(seed)
     model = Reader(make_layer(name, head_dim, head_dim), head_dim)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps, pct_start=0.1)
     generator = torch.Generator().manual_seed(seed)
-    for step in tqdm(range(steps), desc=f"recall, {name} {head_dim}", disable=not progress):
+
+    def loss_of_step(step: int) -> torch.Tensor:
         keys, values, asked, answers = draw_facts(facts[step % len(facts)], batch_size, generator)
-        loss = F.cross_entropy(model(keys, values, asked).flatten(0, 1), answers.flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-    model.eval()
+        return F.cross_entropy(model(keys, values, asked).flatten(0, 1), answers.flatten())
+
+    fit(model, loss_of_step, steps, 3e-3, f"recall, {name} {head_dim}", progress)
     return [
         Recall(name, head_dim, count, accuracy(model, count, seed), 1 / NUM_VALUES, steps, seed) for count in facts
     ]

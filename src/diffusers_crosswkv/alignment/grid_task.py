@@ -12,15 +12,16 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from torch import nn
-from tqdm.auto import tqdm
 
 from ..data.captions import PLACES, Description
 from ..data.scene_splits import SPLITS, Scenes, Split
 from ..data.scenes import COLOURS, SHAPES, SIZES
+from ..evaluation.fitting import fit
 from ..models import CrossWKV
 from ..models.text_windows import encode_texts
+from ..pipelines.pipeline_dir7 import ENDOFTEXT
 from ..training.text import make_text_encoder
-from .arms import ENDOFTEXT, scene_tokenizer
+from .arms import scene_tokenizer
 
 NAMES = (tuple(COLOURS), SHAPES, SIZES)  # class 0 is "not said", of the colour too: then nothing is asked for
 WIDTH, TEXT_WIDTH, HEADS, WINDOW = 48, 64, 4, 20
@@ -104,19 +105,15 @@ def measure_reading(
     reader = GridReader(layers)
     stream = captions_with_cells(SPLITS["same"], seed)
     seen = [next(stream) for _ in range(min(12_000, steps * batch_size))]
-    optimizer = torch.optim.AdamW(reader.parameters(), lr=3e-3, betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps, pct_start=0.1)
     rng = random.Random(seed)
-    for _ in tqdm(range(steps), desc="captions to grid", disable=not progress):
+
+    def loss_of_step(step: int) -> torch.Tensor:
         captions, targets = zip(*rng.sample(seen, batch_size), strict=True)
         logits, wanted = reader(list(captions)), torch.stack(targets)
         losses = [F.cross_entropy(x.flatten(0, 1), wanted[..., i].flatten()) for i, x in enumerate(logits)]
-        optimizer.zero_grad()
-        torch.stack(losses).sum().backward()
-        nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-    reader.eval()
+        return torch.stack(losses).sum()
+
+    fit(reader, loss_of_step, steps, 3e-3, "captions to grid", progress)
     splits = {"same": SPLITS["same"]} | {
         f"{length}, {place}": dataclasses.replace(SPLITS[length], place=place)
         for length in ("long", "very long")

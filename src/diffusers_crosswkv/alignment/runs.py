@@ -11,9 +11,10 @@ from tqdm.auto import tqdm
 
 from ..data.captions import PLACES, Description
 from ..data.scene_splits import SPLITS, TRAINING, Scenes
-from ..data.scenes import Scene
+from ..data.scenes import Scene, to_pixels
 from ..evaluation.alignment import METRICS, Verdict, judge, shuffled
 from ..evaluation.scenes import read_scene
+from ..files import write_json
 from ..training import Models, TrainingConfig, train
 from .arms import Arm, Preset, build
 from .drawing import Patched, draw
@@ -138,7 +139,7 @@ def number_of_pictures(preset: Preset, evaluation: str) -> int:
 
 def save_sheet(pictures: torch.Tensor, path: Path) -> None:
     """Pictures `[N, 3, size, size]` in [-1, 1], in rows of `COLUMNS`."""
-    pixels = ((pictures.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    pixels = to_pixels(pictures)
     pitch = pictures.shape[-1] * SCALE + GAP
     sheet = Image.new("RGB", (COLUMNS * pitch, -(-len(pixels) // COLUMNS) * pitch), "white")
     for i, picture in enumerate(pixels):
@@ -154,14 +155,6 @@ def cut_sheet(path: Path, size: int, numbers: list[int]) -> list[Image.Image]:
     with Image.open(path) as sheet:
         corners = [(i % COLUMNS * pitch, i // COLUMNS * pitch) for i in numbers]
         return [sheet.crop((x, y, x + pitch - GAP, y + pitch - GAP)) for x, y in corners]
-
-
-def write_json(path: Path, value: object) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
 
 
 def measure_controls(preset: Preset) -> list[dict[str, object]]:

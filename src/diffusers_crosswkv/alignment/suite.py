@@ -12,9 +12,10 @@ import torch
 from tqdm.auto import tqdm
 
 from ..environment import environment
+from ..files import write_json
 from .arms import MAIN_ARMS, Arm, Preset, count_parameters, matched_width
 from .capacity import as_row, measure_recall
-from .runs import measure, row_path, train_arm, write_json
+from .runs import measure, row_path, train_arm
 
 RANKS = ("decay_rank", "in_context_lr_rank", "gate_rank", "value_rank")
 SMALL = Preset(

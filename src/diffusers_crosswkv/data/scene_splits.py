@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from ..files import holds_something
 from .captions import LANGUAGES, Description, describe
-from .scenes import GRIDS, Scene, draw_scene, render
+from .scenes import GRIDS, Scene, draw_scene, render, to_pixels
 
 Pairs = frozenset[tuple[str, str]]  # of colour and shape
 NONE: Pairs = frozenset()
@@ -156,14 +157,13 @@ def export_image_folder(scenes: Scenes, folder: str | Path, count: int) -> None:
     if count < 1:
         raise ValueError(f"`count` must be at least 1, got {count}.")
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if holds_something(folder):
         raise FileExistsError(f"`folder` must be new or empty, but {folder} holds something; choose another one.")
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for i in range(count):
         name, description, scene = f"{i:06d}.png", scenes.description(i), scenes.scene(i)
-        pixels = ((scenes.image(i) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
-        Image.fromarray(pixels).save(folder / name)
+        Image.fromarray(to_pixels(scenes.image(i))).save(folder / name)
         objects = [dataclasses.asdict(x) for x in scene.objects]
         rows.append(
             {"file_name": name, "text": description.text, "language": description.language, "objects": objects}

@@ -83,6 +83,11 @@ def render(scene: Scene, resolution: int, rng: random.Random) -> torch.Tensor:
     return torch.from_numpy(picture).permute(2, 0, 1).float() / 127.5 - 1
 
 
+def to_pixels(images: torch.Tensor) -> np.ndarray:
+    """`[..., 3, height, width]` in [-1, 1] to bytes `[..., height, width, 3]`."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().byte().movedim(-3, -1).numpy()
+
+
 def background(resolution: int, rng: random.Random) -> np.ndarray:
     """`[resolution, resolution, 3]`, 0 to 255: a grey level, a slope across the picture and grain."""
     noise = np.random.default_rng(rng.getrandbits(32))

@@ -8,10 +8,10 @@ import random
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm.auto import tqdm
 
 from ..data.scene_splits import EVERYTHING, Scenes
 from ..data.scenes import COLOURS, SHAPES, SIZES, Scene, SceneObject
+from .fitting import fit
 
 NAMES = (("nothing", *COLOURS), SHAPES, SIZES)
 CROP = 16  # pixels to which a cell is brought
@@ -79,22 +79,19 @@ def train_scene_cnn(resolution: int, steps: int = 800, batch_size: int = 32, see
     """Fit the reader on renders, clean, blurred and noisy in turn."""
     torch.manual_seed(seed)
     model, scenes = SceneCNN(), Scenes(resolution, EVERYTHING, seed=seed + 2_000_000)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
     rng = random.Random(seed)
-    for step in tqdm(range(steps), desc="scene CNN", disable=not progress):
+
+    def loss_of_step(step: int) -> torch.Tensor:
         numbers = range(step * batch_size, (step + 1) * batch_size)
         images = torch.stack([scenes.image(i) for i in numbers])
         images = disturb(images, rng.choice((0, 0.4, 0.8)), rng.choice((0, 0.05, 0.15)), seed=step)
         targets = torch.cat([targets_of(scenes.scene(i)) for i in numbers])
         logits = model(cell_crops(images, scenes.grid))
         losses = [F.cross_entropy(x, targets[:, i], ignore_index=-1) for i, x in enumerate(logits)]
-        loss = torch.stack(losses).sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return model.eval()
+        return torch.stack(losses).sum()
+
+    fit(model, loss_of_step, steps, 2e-3, "scene CNN", progress)
+    return model
 
 
 def disturb(images: torch.Tensor, blur: float, noise: float, seed: int = 0) -> torch.Tensor:

@@ -116,10 +116,15 @@ class PromptState:
             _check_same("backward heads", first._backward_heads, state._backward_heads, f"prompt state {i}")
             _check_fingerprint(first.fingerprint, state.fingerprint, f"prompt state {i}")
         known = next((state for state in states if state.fingerprint.numel()), first)
-        tensors = (zip(*(getattr(x, name) for x in states), strict=True) for name in ("states", "transitions"))
-        joined = [tuple(torch.cat([x.to(parts[0]) for x in parts]) for parts in of_layers) for of_layers in tensors]
+
+        def joined(name: str) -> tuple[torch.Tensor, ...]:
+            layers = zip(*(getattr(state, name) for state in states), strict=True)
+            return tuple(torch.cat([x.to(parts[0]) for x in parts]) for parts in layers)
+
         last_token = torch.cat([state.last_token.to(first.last_token) for state in states])
-        return PromptState(*joined, last_token, known.fusion, known.fingerprint, known._accepted)
+        return PromptState(
+            joined("states"), joined("transitions"), last_token, known.fusion, known.fingerprint, known._accepted
+        )
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "PromptState":
         """On another device, or the states in another dtype; they are read in float32 whatever they are kept in."""

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..files import holds_something, write_json
 from .optimizers import OPTIMIZERS
 
 RUN_FILE = "training.json"
@@ -98,12 +99,9 @@ def claim_output_dir(config: TrainingConfig) -> None:
                 "use the same settings to go on, or another `output_dir`."
             )
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if holds_something(folder):
         raise FileExistsError(
             f"`output_dir` must be new, empty, or a run to go on with, but {folder} holds something else; "
             "choose another folder."
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = run_file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(run_file)
+    write_json(run_file, settings, indent=2)

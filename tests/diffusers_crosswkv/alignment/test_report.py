@@ -112,7 +112,9 @@ def test_every_step_of_the_search_is_on_its_page():
     path = Path(__file__).parents[3] / "benchmarks/alignment/search.jsonl"
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     page = search_page(rows)
-    assert sum(line.startswith("| ") for line in page.splitlines()) == len(rows) + 2 * 4  # tables, with two lines of header
+    assert (
+        sum(line.startswith("| ") for line in page.splitlines()) == len(rows) + 2 * 4
+    )  # tables, with two lines of header
 
 
 def test_no_rows(tmp_path):
