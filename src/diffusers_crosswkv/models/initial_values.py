@@ -37,3 +37,13 @@ def initial_mix(width: int, position: float) -> torch.Tensor:
 def initial_text_mix(width: int) -> torch.Tensor:
     """`mu` of w, k, v and a of a text: none looks back, for a text encoder has mixed its tokens already."""
     return torch.zeros(4, width)
+
+
+def initial_value_share(width: int) -> torch.Tensor:
+    """How much of the first layer's value goes into a later one (equation 10), before the sigmoid: two thirds."""
+    return 0.73 - 0.4 * channel_ramp(width)
+
+
+def initial_text_value_share(width: int) -> torch.Tensor:
+    """As `initial_value_share`, but a twentieth: every layer begins with values of its own, as in cross-attention."""
+    return torch.full((width,), -3.0)

@@ -16,6 +16,8 @@ from .initial_values import (
     initial_mix,
     initial_text_decay,
     initial_text_mix,
+    initial_text_value_share,
+    initial_value_share,
 )
 
 FeatureMap = Callable[[torch.Tensor], torch.Tensor]
@@ -103,9 +105,8 @@ class StateWriter(nn.Module):
         self.in_context_lr_lora = LowRank(source_dim, key_dim, in_context_lr_rank, identity, in_context_lr)
         self.value_lora = None
         if not first_in_group and value_rank > 0:
-            self.value_lora = LowRank(
-                source_dim, value_dim, value_rank, identity, 0.73 - 0.4 * channel_ramp(value_dim)
-            )
+            share = initial_text_value_share(value_dim) if of_text else initial_value_share(value_dim)
+            self.value_lora = LowRank(source_dim, value_dim, value_rank, identity, share)
         self.k_k = nn.Parameter(0.85 - 0.1 * ramp)  # zero would be a trap: the erase term's gradient would stay zero
         self.k_a = nn.Parameter(torch.full((key_dim,), 1.02))
 
