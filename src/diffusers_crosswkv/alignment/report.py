@@ -215,9 +215,8 @@ def write_report(preset_name: str, folder: Path, target: Path) -> str:
 
 def search_page(rows: list[Row]) -> str:
     """Every step of the search for the design, failures too, in the order in which they were made."""
-    pictures, losses, recalls, grids = (
-        [r for r in rows if r["kind"] == f"{kind} search"] for kind in ("picture", "loss", "recall", "grid")
-    )
+    kinds = ("picture", "loss", "validation", "recall", "grid")
+    pictures, losses, validations, recalls, grids = ([r for r in rows if r["kind"] == f"{x} search"] for x in kinds)
     shown = ("colour", "shape", "cell", "binding", "count", "everything")
     tables = {
         "Pictures": markdown(
@@ -232,6 +231,13 @@ def search_page(rows: list[Row]) -> str:
             [
                 [r["arm"], r["change"], str(r["learning_rate"]), *(f"{1000 * x:.1f}" for x in r["loss"].values())]
                 for r in losses
+            ],
+        ),
+        "Validation loss, times 1000, by signal-to-noise ratio": markdown(
+            ["cross-attention", "change", "steps", *(validations[0]["loss"] if validations else ())],
+            [
+                [r["arm"], r["change"], str(r["steps"]), *(f"{1000 * x:.1f}" for x in r["loss"].values())]
+                for r in validations
             ],
         ),
         "Recall of facts by one layer": markdown(

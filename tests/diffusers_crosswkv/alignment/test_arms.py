@@ -40,12 +40,29 @@ def test_ablations_leave_out_what_they_name():
         ("no decay LoRA", "decay_lora.reduce"),
         ("no rate LoRA", "in_context_lr_lora.reduce"),
         ("no value LoRA", "value_lora"),
-        ("no group norm", "norm.weight"),
     ):
         parts = dict(build(ARMS[f"state, {name}"], SMALL, 0).unet.named_parameters())
         whole = dict(build(ARMS["state"], SMALL, 0).unet.named_parameters())
         assert any(f"crosswkv.{missing}" in key or f"crosswkv.text_writer.{missing}" in key for key in whole)
         assert not any(f"crosswkv.{missing}" in key or f"crosswkv.text_writer.{missing}" in key for key in parts)
+
+
+def test_group_norm_and_one_direction_are_ablations():
+    attentions = [
+        build(ARMS[f"state{name}"], SMALL, 0).unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2.crosswkv
+        for name in ("", ", group norm", ", forward only")
+    ]
+    assert [x.norm.weight is None for x in attentions] == [True, False, True]
+    assert [x.backward_heads for x in attentions] == [1, 1, 0]
+
+
+def test_arms_start_alike_wherever_shapes_agree():
+    softmax, state = (build(ARMS[name], SMALL, seed=0) for name in ("softmax", "state"))
+    for part in ("unet", "text_encoder"):
+        weights, others = (getattr(models, part).state_dict() for models in (softmax, state))
+        common = [name for name, x in weights.items() if name in others and x.shape == others[name].shape]
+        assert len(common) > 0.7 * len(weights)
+        assert all(torch.equal(weights[name], others[name]) for name in common)
 
 
 def test_the_prefix_is_the_arms():

@@ -113,7 +113,7 @@ def test_every_step_of_the_search_is_on_its_page():
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     page = search_page(rows)
     assert (
-        sum(line.startswith("| ") for line in page.splitlines()) == len(rows) + 2 * 4
+        sum(line.startswith("| ") for line in page.splitlines()) == len(rows) + 2 * 5
     )  # tables, with two lines of header
 
 
