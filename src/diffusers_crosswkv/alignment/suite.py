@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from ..environment import environment
 from ..files import write_json
-from .arms import MAIN_ARMS, Arm, Preset, count_parameters, matched_width
+from .arms import MAIN_ARMS, Arm, Preset
 from .capacity import as_row, measure_recall
 from .runs import measure, row_path, train_arm
 
@@ -141,14 +141,13 @@ def run_job(preset_name: str, folder: Path, name: str, seed: int, progress: bool
     arm = (MAIN_ARMS | ablations(preset))[name]
     trained = train_arm(name, arm, preset, seed, own, progress)
     measure(trained, preset, own, progress)
-    mlp_width = matched_width(arm, preset)
     about = {
         "kind": "training",
         "arm": name,
         "seed": seed,
-        "parameters": count_parameters(arm, preset, mlp_width),
+        "parameters": sum(p.numel() for p in trained.models.parameters()),
         "unet_parameters": sum(p.numel() for p in trained.models.unet.parameters()),
-        "text_encoder_mlp": mlp_width,
+        "text_encoder_mlp": trained.models.text_encoder.config.intermediate_size,
         "steps": preset.steps,
         "batch_size": preset.batch_size,
         "seconds": round(trained.seconds, 1),

@@ -286,9 +286,8 @@ def choose_what_to_say(num_objects: int, terse: bool, rng: random.Random) -> Sai
     if num_objects > 2:
         cells = rng.random() < 0.85
         return Said(sizes=not cells, cells=cells, relation=False)
-    saying = rng.choices(("cells", "relation", "objects"), (0.6, 0.25, 0.15) if num_objects == 2 else (0.85, 0, 0.15))[
-        0
-    ]
+    weights = (0.6, 0.25, 0.15) if num_objects == 2 else (0.85, 0, 0.15)
+    saying = rng.choices(("cells", "relation", "objects"), weights)[0]
     return Said(sizes=rng.random() < 0.7, cells=saying == "cells", relation=saying == "relation")
 
 

@@ -133,9 +133,7 @@ def bootstrap(groups: Sequence[Sequence[float]], seed: int = 0) -> Mean | None:
     for _ in range(RESAMPLES):
         chosen = [arrays[i] for i in rng.integers(len(arrays), size=len(arrays))]
         means.append(np.concatenate([rng.choice(x, size=len(x)) for x in chosen]).mean())
-    low, high = np.quantile(means, (0.025, 0.975))
-    values = np.concatenate(arrays)
-    return Mean(float(values.mean()), float(low), float(high), len(values))
+    return with_interval(np.concatenate(arrays), means)
 
 
 def paired_difference(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], seed: int = 0) -> Mean:
@@ -158,8 +156,12 @@ def paired_difference(first: Sequence[Sequence[float]], second: Sequence[Sequenc
         differences[rng.integers(trainings, size=trainings)][:, rng.integers(captions, size=captions)].mean()
         for _ in range(RESAMPLES)
     ]
-    low, high = np.quantile(means, (0.025, 0.975))
-    return Mean(float(differences.mean()), float(low), float(high), differences.size)
+    return with_interval(differences, means)
+
+
+def with_interval(values: np.ndarray, resampled_means: list[float]) -> Mean:
+    low, high = np.quantile(resampled_means, (0.025, 0.975))
+    return Mean(float(values.mean()), float(low), float(high), values.size)
 
 
 def shuffled(count: int, seed: int = 0) -> list[int]:
