@@ -1,0 +1,352 @@
+"""The recurrence in chunks, forward and backward, as Triton kernels.
+
+Inside a chunk that starts from the state `S`, with `c` the running sum of the log decays,
+
+    A = kappa e^(c - w),  R = r e^c,  B = kappa a e^-c,  D = k e^-c                       [BT, K]
+    L = tril(A B^T, -1),  M = tril(A D^T, -1),  P = tril(R D^T),  Q = tril(R B^T)         [BT, BT]
+    (I + L) U = A S^T + M V                                                               [BT, V]
+    O = R S^T + P V - Q U,    S_next = (S + V^T D - U^T B) e^c_last
+
+as in `chunked.py`. A step decays by at most exp(-0.6065), so that the factors of a chunk of 32 stay within e^(+-20) and
+need no centring. One program owns a head and a block of its values: rows of `S` do not depend on each other.
+
+A scan of few heads over many tokens is cut into segments that run in parallel. A segment maps the state it starts from
+to `S X + Y`; `wkv7_segments` computes `X` (`K x K`) and `Y`, `wkv7_combine` passes states from segment to segment, and
+the scan proper then starts everywhere at once. The gradient goes the same way back.
+
+Bytes per token and head, K = V = 64, bf16 (the least that a forward must move is 7 rows of 128 B: r w k v kappa a o):
+
+    forward, inference    896
+    forward, training     896 + 512 for the states at the starts of chunks of 32 tokens
+    backward            2,176 = 896 (r w k v kappa a do) + 512 (states) + 768 (dr dw dk dv dkappa da)
+    in segments           640 more forward (w k v kappa a) and 640 more backward (r w kappa a do), and
+                          `(2 V + K) K` floats per segment, at least 256 tokens long: 192 B at most
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load_block(p, o_t, stride_t, o_d, length, D: tl.constexpr):
+    """`[BT, BD]` in float32; zero outside of the sequence and of the head: such tokens do nothing."""
+    mask = (o_t < length)[:, None] & (o_d < D)[None, :]
+    return tl.load(p + o_t.to(tl.int64)[:, None] * stride_t + o_d[None, :], mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def store_block(p, o_t, stride_t, o_d, length, D: tl.constexpr, b_x):
+    mask = (o_t < length)[:, None] & (o_d < D)[None, :]
+    tl.store(p + o_t.to(tl.int64)[:, None] * stride_t + o_d[None, :], b_x, mask=mask)
+
+
+@triton.jit
+def load_state(p, o_v, o_k, V: tl.constexpr, K: tl.constexpr):
+    return tl.load(p + o_v[:, None] * K + o_k[None, :], mask=(o_v < V)[:, None] & (o_k < K)[None, :], other=0.0)
+
+
+@triton.jit
+def store_state(p, o_v, o_k, V: tl.constexpr, K: tl.constexpr, b_s):
+    tl.store(p + o_v[:, None] * K + o_k[None, :], b_s, mask=(o_v < V)[:, None] & (o_k < K)[None, :])
+
+
+@triton.jit
+def below(b_x, DIAGONAL: tl.constexpr):
+    """The lower triangle of a `[BT, BT]` block, with or without its diagonal."""
+    o_i = tl.arange(0, b_x.shape[0])
+    if DIAGONAL:
+        return tl.where(o_i[:, None] >= o_i[None, :], b_x, 0.0)
+    return tl.where(o_i[:, None] > o_i[None, :], b_x, 0.0)
+
+
+@triton.jit
+def invert(b_L, PRECISION: tl.constexpr):
+    """`(I + L)^-1` of a strictly lower triangular `[BT, BT]` by block doubling.
+
+    Before a round the blocks of `s` rows on the diagonal are inverted; it joins them in pairs. Every iterate is a true
+    sub-inverse, which a power series of L is not: on near-identical keys its terms are huge and cancel.
+    """
+    BT: tl.constexpr = b_L.shape[0]
+    o_i = tl.arange(0, BT)
+    pair = (o_i[:, None] // 2 == o_i[None, :] // 2) & (o_i[:, None] > o_i[None, :])
+    b_X = tl.where(o_i[:, None] == o_i[None, :], 1.0, 0.0) - tl.where(pair, b_L, 0.0)
+    for i in tl.static_range(1, 6):
+        if 2**i < BT:
+            row, column = o_i[:, None] // (2**i), o_i[None, :] // (2**i)
+            joined = tl.where((row == column + 1) & (row % 2 == 1), b_L, 0.0)
+            b_Y = tl.dot(b_X, joined, input_precision=PRECISION)
+            b_X -= tl.dot(b_Y, b_X, input_precision=PRECISION)
+    return b_X
+
+
+@triton.jit
+def load_writes(
+    p_w, p_kappa, p_a, stride_w, stride_kappa, stride_a, o_t, o_k, length, K: tl.constexpr, PRECISION: tl.constexpr
+):
+    """What every pass over a chunk begins with: w, c, kappa, a; A and B; (I + L)^-1."""
+    b_w = load_block(p_w, o_t, stride_w, o_k, length, K)
+    b_kappa = load_block(p_kappa, o_t, stride_kappa, o_k, length, K)
+    b_a = load_block(p_a, o_t, stride_a, o_k, length, K)
+    b_c = tl.cumsum(b_w, axis=0)
+    b_A = b_kappa * tl.exp(b_c - b_w)
+    b_B = b_kappa * b_a * tl.exp(-b_c)
+    b_L = below(tl.dot(b_A, tl.trans(b_B), input_precision=PRECISION), False)
+    return b_w, b_c, b_kappa, b_a, b_A, b_B, invert(b_L, PRECISION)
+
+
+@triton.jit
+def wkv7_forward_kernel(
+    p_r, p_w, p_k, p_v, p_kappa, p_a, p_o, p_start, p_final, p_saved,
+    r_b, r_t, r_h, w_b, w_t, w_h, k_b, k_t, k_h, v_b, v_t, v_h, kappa_b, kappa_t, kappa_h, a_b, a_t, a_h,
+    length, heads, chunks_per_segment, segments,
+    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Program (head, block of values, segment): its chunks one after another, the state in registers."""
+    blocks = tl.cdiv(V, BV)
+    i_bh, i_v = tl.program_id(0) // blocks, tl.program_id(0) % blocks
+    i_bh = i_bh.to(tl.int64)
+    i_b, i_h, i_p = i_bh // heads, i_bh % heads, tl.program_id(1)
+    o_k, o_v = tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
+    chunks = tl.cdiv(length, BT)
+    p_w += i_b * w_b + i_h * w_h
+    p_k += i_b * k_b + i_h * k_h
+    p_v += i_b * v_b + i_h * v_h
+    p_kappa += i_b * kappa_b + i_h * kappa_h
+    p_a += i_b * a_b + i_h * a_h
+    if p_r is not None:
+        p_r += i_b * r_b + i_h * r_h
+        p_o += (i_b * length * heads + i_h) * V
+    if p_start is not None:
+        b_S = load_state(p_start + (i_bh * segments + i_p) * V * K, o_v, o_k, V, K).to(tl.float32)
+    else:
+        b_S = tl.zeros((BV, BK), tl.float32)
+    for i_c in range(i_p * chunks_per_segment, min((i_p + 1) * chunks_per_segment, chunks)):
+        if p_saved is not None:
+            store_state(p_saved + (i_bh * chunks + i_c) * V * K, o_v, o_k, V, K, b_S)
+        o_t = i_c * BT + tl.arange(0, BT)
+        b_w, b_c, _b_kappa, _b_a, b_A, b_B, b_X = load_writes(
+            p_w, p_kappa, p_a, w_t, kappa_t, a_t, o_t, o_k, length, K, PRECISION
+        )
+        b_D = load_block(p_k, o_t, k_t, o_k, length, K) * tl.exp(-b_c)
+        b_V = load_block(p_v, o_t, v_t, o_v, length, V)
+        b_M = below(tl.dot(b_A, tl.trans(b_D), input_precision=PRECISION), False)
+        b_U = tl.dot(b_A, tl.trans(b_S), input_precision=PRECISION)
+        b_U = tl.dot(b_X, tl.dot(b_M, b_V, b_U, input_precision=PRECISION), input_precision=PRECISION)
+        if p_r is not None:
+            b_R = load_block(p_r, o_t, r_t, o_k, length, K) * tl.exp(b_c)
+            b_P = below(tl.dot(b_R, tl.trans(b_D), input_precision=PRECISION), True)
+            b_Q = below(tl.dot(b_R, tl.trans(b_B), input_precision=PRECISION), True)
+            b_O = tl.dot(b_R, tl.trans(b_S), input_precision=PRECISION)
+            b_O = tl.dot(b_P, b_V, b_O, input_precision=PRECISION)
+            b_O -= tl.dot(b_Q, b_U, input_precision=PRECISION)
+            store_block(p_o, o_t, heads * V, o_v, length, V, b_O)
+        b_S = tl.dot(tl.trans(b_V), b_D, b_S, input_precision=PRECISION)
+        b_S -= tl.dot(tl.trans(b_U), b_B, input_precision=PRECISION)
+        b_S *= tl.exp(tl.sum(b_w, axis=0))[None, :]
+    if p_final is not None and i_p == segments - 1:
+        store_state(p_final + i_bh * V * K, o_v, o_k, V, K, b_S)
+
+
+@triton.jit
+def wkv7_backward_kernel(
+    p_r, p_w, p_k, p_v, p_kappa, p_a, p_do, p_saved, p_end, p_dr, p_dw, p_dk, p_dv, p_dkappa, p_da, p_dstart,
+    r_b, r_t, r_h, w_b, w_t, w_h, k_b, k_t, k_h, v_b, v_t, v_h, kappa_b, kappa_t, kappa_h, a_b, a_t, a_h,
+    do_b, do_t, do_h, length, heads, chunks_per_segment, segments, partial,
+    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Program (head, block of values, segment): its chunks from last to first, the state's gradient in registers.
+
+    Gradients of what all blocks of values share are partial sums, `partial` elements apart.
+    """
+    blocks = tl.cdiv(V, BV)
+    i_bh, i_v = tl.program_id(0) // blocks, tl.program_id(0) % blocks
+    i_bh = i_bh.to(tl.int64)
+    i_b, i_h, i_p = i_bh // heads, i_bh % heads, tl.program_id(1)
+    o_k, o_v = tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
+    chunks = tl.cdiv(length, BT)
+    p_w += i_b * w_b + i_h * w_h
+    p_k += i_b * k_b + i_h * k_h
+    p_v += i_b * v_b + i_h * v_h
+    p_kappa += i_b * kappa_b + i_h * kappa_h
+    p_a += i_b * a_b + i_h * a_h
+    o_out = (i_b * length * heads + i_h) * K + i_v.to(tl.int64) * partial
+    p_dv += (i_b * length * heads + i_h) * V
+    if p_r is not None:
+        p_r += i_b * r_b + i_h * r_h
+        p_do += i_b * do_b + i_h * do_h
+    if p_end is not None:
+        b_dS = load_state(p_end + (i_bh * segments + i_p) * V * K, o_v, o_k, V, K).to(tl.float32)
+    else:
+        b_dS = tl.zeros((BV, BK), tl.float32)
+    first, last = i_p * chunks_per_segment, min((i_p + 1) * chunks_per_segment, chunks)
+    for i in range(0, last - first):
+        i_c = last - 1 - i
+        o_t = i_c * BT + tl.arange(0, BT)
+        b_S = load_state(p_saved + (i_bh * chunks + i_c) * V * K, o_v, o_k, V, K)
+        b_w, b_c, b_kappa, b_a, b_A, b_B, b_X = load_writes(
+            p_w, p_kappa, p_a, w_t, kappa_t, a_t, o_t, o_k, length, K, PRECISION
+        )
+        b_D = load_block(p_k, o_t, k_t, o_k, length, K) * tl.exp(-b_c)
+        b_V = load_block(p_v, o_t, v_t, o_v, length, V)
+        b_M = below(tl.dot(b_A, tl.trans(b_D), input_precision=PRECISION), False)
+        b_U = tl.dot(b_A, tl.trans(b_S), input_precision=PRECISION)
+        b_U = tl.dot(b_X, tl.dot(b_M, b_V, b_U, input_precision=PRECISION), input_precision=PRECISION)
+
+        b_G = b_dS * tl.exp(tl.sum(b_w, axis=0))[None, :]  # of S + V^T D - U^T B
+        b_dV = tl.dot(b_D, tl.trans(b_G), input_precision=PRECISION)
+        b_dU = -tl.dot(b_B, tl.trans(b_G), input_precision=PRECISION)
+        b_dD = tl.dot(b_V, b_G, input_precision=PRECISION)
+        b_dB = -tl.dot(b_U, b_G, input_precision=PRECISION)
+        # of the decay: what earlier tokens wrote and the state reach the end of the chunk through it
+        b_past = b_dD * b_D + b_dB * b_B
+        b_dw = tl.cumsum(b_past, axis=0) - b_past + tl.sum(b_G * b_S, axis=0)[None, :]
+        b_dc = tl.zeros((BT, BK), tl.float32)
+        b_dD_inside = tl.zeros((BT, BK), tl.float32)
+        b_dB_inside = tl.zeros((BT, BK), tl.float32)
+        if p_r is not None:
+            b_R = load_block(p_r, o_t, r_t, o_k, length, K) * tl.exp(b_c)
+            b_dO = load_block(p_do, o_t, do_t, o_v, length, V)
+            b_P = below(tl.dot(b_R, tl.trans(b_D), input_precision=PRECISION), True)
+            b_Q = below(tl.dot(b_R, tl.trans(b_B), input_precision=PRECISION), True)
+            b_dP = below(tl.dot(b_dO, tl.trans(b_V), input_precision=PRECISION), True)
+            b_dQ = -below(tl.dot(b_dO, tl.trans(b_U), input_precision=PRECISION), True)
+            b_dV = tl.dot(tl.trans(b_P), b_dO, b_dV, input_precision=PRECISION)
+            b_dU -= tl.dot(tl.trans(b_Q), b_dO, input_precision=PRECISION)
+            b_dR = tl.dot(b_dO, b_S, input_precision=PRECISION)
+            b_dR = tl.dot(b_dP, b_D, b_dR, input_precision=PRECISION)
+            b_dR = tl.dot(b_dQ, b_B, b_dR, input_precision=PRECISION)
+            b_dD_inside = tl.dot(tl.trans(b_dP), b_R, input_precision=PRECISION)
+            b_dB_inside = tl.dot(tl.trans(b_dQ), b_R, input_precision=PRECISION)
+            b_G = tl.dot(tl.trans(b_dO), b_R, b_G, input_precision=PRECISION)
+            b_dc = b_dR * b_R
+            store_block(p_dr + o_out, o_t, heads * K, o_k, length, K, b_dR * tl.exp(b_c))
+
+        b_dY = tl.dot(tl.trans(b_X), b_dU, input_precision=PRECISION)  # of A S^T + M V
+        b_dL = -below(tl.dot(b_dY, tl.trans(b_U), input_precision=PRECISION), False)
+        b_dM = below(tl.dot(b_dY, tl.trans(b_V), input_precision=PRECISION), False)
+        b_dV = tl.dot(tl.trans(b_M), b_dY, b_dV, input_precision=PRECISION)
+        store_block(p_dv, o_t, heads * V, o_v, length, V, b_dV)
+        b_dA = tl.dot(b_dY, b_S, input_precision=PRECISION)
+        b_dA = tl.dot(b_dM, b_D, b_dA, input_precision=PRECISION)
+        b_dA = tl.dot(b_dL, b_B, b_dA, input_precision=PRECISION)
+        b_dD_inside = tl.dot(tl.trans(b_dM), b_A, b_dD_inside, input_precision=PRECISION)
+        b_dB_inside = tl.dot(tl.trans(b_dL), b_A, b_dB_inside, input_precision=PRECISION)
+        b_dS = tl.dot(tl.trans(b_dY), b_A, b_G, input_precision=PRECISION)
+
+        b_dc += b_dA * b_A - b_dD_inside * b_D - b_dB_inside * b_B
+        b_dw += tl.cumsum(b_dc, axis=0, reverse=True) - b_dA * b_A  # A holds the decays before its token
+        b_dD = (b_dD + b_dD_inside) * tl.exp(-b_c)
+        b_dB = (b_dB + b_dB_inside) * tl.exp(-b_c)
+        store_block(p_dw + o_out, o_t, heads * K, o_k, length, K, b_dw)
+        store_block(p_dk + o_out, o_t, heads * K, o_k, length, K, b_dD)
+        store_block(p_dkappa + o_out, o_t, heads * K, o_k, length, K, b_dA * tl.exp(b_c - b_w) + b_dB * b_a)
+        store_block(p_da + o_out, o_t, heads * K, o_k, length, K, b_dB * b_kappa)
+    if p_dstart is not None and i_p == 0:
+        store_state(p_dstart + i_bh * V * K, o_v, o_k, V, K, b_dS)
+
+
+@triton.jit
+def wkv7_segments_kernel(
+    p_w, p_k, p_v, p_kappa, p_a, p_X, p_Y,
+    w_b, w_t, w_h, k_b, k_t, k_h, v_b, v_t, v_h, kappa_b, kappa_t, kappa_h, a_b, a_t, a_h,
+    length, heads, chunks_per_segment, segments,
+    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Program (head, segment): X `[K, K]` and Y `[V, K]`, with which the segment maps a state S to S X + Y.
+
+    X is a state that starts as the identity and whose tokens have no value; rows of a state do not depend on each
+    other, so that it is scanned beside Y.
+    """
+    i_bh, i_p = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    i_b, i_h = i_bh // heads, i_bh % heads
+    o_k, o_v = tl.arange(0, BK), tl.arange(0, BV)
+    p_w += i_b * w_b + i_h * w_h
+    p_k += i_b * k_b + i_h * k_h
+    p_v += i_b * v_b + i_h * v_h
+    p_kappa += i_b * kappa_b + i_h * kappa_h
+    p_a += i_b * a_b + i_h * a_h
+    b_T = tl.where(o_k[:, None] == o_k[None, :], 1.0, 0.0)  # the segment's X
+    b_S = tl.zeros((BV, BK), tl.float32)
+    for i_c in range(i_p * chunks_per_segment, min((i_p + 1) * chunks_per_segment, tl.cdiv(length, BT))):
+        o_t = i_c * BT + tl.arange(0, BT)
+        b_w, b_c, _b_kappa, _b_a, b_A, b_B, b_X = load_writes(
+            p_w, p_kappa, p_a, w_t, kappa_t, a_t, o_t, o_k, length, K, PRECISION
+        )
+        b_D = load_block(p_k, o_t, k_t, o_k, length, K) * tl.exp(-b_c)
+        b_V = load_block(p_v, o_t, v_t, o_v, length, V)
+        b_M = below(tl.dot(b_A, tl.trans(b_D), input_precision=PRECISION), False)
+        b_U = tl.dot(b_A, tl.trans(b_S), input_precision=PRECISION)
+        b_U = tl.dot(b_X, tl.dot(b_M, b_V, b_U, input_precision=PRECISION), input_precision=PRECISION)
+        b_decay = tl.exp(tl.sum(b_w, axis=0))[None, :]
+        b_S = tl.dot(tl.trans(b_V), b_D, b_S, input_precision=PRECISION)
+        b_S = (b_S - tl.dot(tl.trans(b_U), b_B, input_precision=PRECISION)) * b_decay
+        b_U = tl.dot(b_X, tl.dot(b_A, tl.trans(b_T), input_precision=PRECISION), input_precision=PRECISION)
+        b_T = (b_T - tl.dot(tl.trans(b_U), b_B, input_precision=PRECISION)) * b_decay
+    store_state(p_X + (i_bh * segments + i_p) * K * K, o_k, o_k, K, K, b_T)
+    store_state(p_Y + (i_bh * segments + i_p) * V * K, o_v, o_k, V, K, b_S)
+
+
+@triton.jit
+def wkv7_segments_backward_kernel(
+    p_r, p_w, p_kappa, p_a, p_do, p_Y,
+    r_b, r_t, r_h, w_b, w_t, w_h, kappa_b, kappa_t, kappa_h, a_b, a_t, a_h, do_b, do_t, do_h,
+    length, heads, chunks_per_segment, segments,
+    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Program (head, segment): Y `[V, K]`, the gradient at the segment's start if that at its end is zero.
+
+    With dS at its end it is dS X^T + Y: states, keys and values do not enter.
+    """
+    i_bh, i_p = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    i_b, i_h = i_bh // heads, i_bh % heads
+    o_k, o_v = tl.arange(0, BK), tl.arange(0, BV)
+    p_r += i_b * r_b + i_h * r_h
+    p_w += i_b * w_b + i_h * w_h
+    p_kappa += i_b * kappa_b + i_h * kappa_h
+    p_a += i_b * a_b + i_h * a_h
+    p_do += i_b * do_b + i_h * do_h
+    b_dS = tl.zeros((BV, BK), tl.float32)
+    first, last = i_p * chunks_per_segment, min((i_p + 1) * chunks_per_segment, tl.cdiv(length, BT))
+    for i in range(0, last - first):
+        o_t = (last - 1 - i) * BT + tl.arange(0, BT)
+        b_w, b_c, _b_kappa, _b_a, b_A, b_B, b_X = load_writes(
+            p_w, p_kappa, p_a, w_t, kappa_t, a_t, o_t, o_k, length, K, PRECISION
+        )
+        b_R = load_block(p_r, o_t, r_t, o_k, length, K) * tl.exp(b_c)
+        b_dO = load_block(p_do, o_t, do_t, o_v, length, V)
+        b_Q = below(tl.dot(b_R, tl.trans(b_B), input_precision=PRECISION), True)
+        b_G = b_dS * tl.exp(tl.sum(b_w, axis=0))[None, :]
+        b_dU = tl.dot(b_B, tl.trans(b_G), input_precision=PRECISION)
+        b_dU = tl.dot(tl.trans(b_Q), b_dO, b_dU, input_precision=PRECISION)
+        b_dY = tl.dot(tl.trans(b_X), b_dU, input_precision=PRECISION)
+        b_dS = tl.dot(tl.trans(b_dO), b_R, b_G, input_precision=PRECISION)
+        b_dS -= tl.dot(tl.trans(b_dY), b_A, input_precision=PRECISION)
+    store_state(p_Y + (i_bh * segments + i_p) * V * K, o_v, o_k, V, K, b_dS)
+
+
+@triton.jit
+def wkv7_combine_kernel(
+    p_S, p_X, p_Y, p_passed, segments,
+    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, REVERSE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Program (head, block of values): pass a state through the segments, and note what each of them starts from.
+
+    Backwards it is the state's gradient, from the last segment to the first, by the transposed X.
+    """
+    blocks = tl.cdiv(V, BV)
+    i_bh, i_v = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
+    o_k, o_v = tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
+    if p_S is not None:
+        b_S = load_state(p_S + i_bh * V * K, o_v, o_k, V, K).to(tl.float32)
+    else:
+        b_S = tl.zeros((BV, BK), tl.float32)
+    for i in range(0, segments):
+        i_p = i_bh * segments + (segments - 1 - i if REVERSE else i)
+        store_state(p_passed + i_p * V * K, o_v, o_k, V, K, b_S)
+        b_X = load_state(p_X + i_p * K * K, o_k, o_k, K, K)
+        if REVERSE:
+            b_X = tl.trans(b_X)
+        b_S = tl.dot(b_S, b_X, input_precision=PRECISION)
+        if p_Y is not None:
+            b_S += load_state(p_Y + i_p * V * K, o_v, o_k, V, K)

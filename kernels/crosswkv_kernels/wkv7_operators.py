@@ -1,0 +1,320 @@
+"""`wkv7` on Triton as custom operators of PyTorch: opaque to `torch.compile` and `torch.export`, with their gradients.
+
+One forward launch, one backward launch; where few heads meet many tokens two more of each, which let segments of the
+sequence run in parallel. What a kernel is started with is fixed by the shapes alone: nothing is tuned while a user waits.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch.library import custom_op
+
+from .triton_launch import dot_precision, launch
+from .triton_recurrent import wkv7_recurrent_kernel
+from .triton_wkv7 import (
+    wkv7_backward_kernel,
+    wkv7_combine_kernel,
+    wkv7_forward_kernel,
+    wkv7_segments_backward_kernel,
+    wkv7_segments_kernel,
+)
+
+CHUNK_SIZE = 32
+ENOUGH_PROGRAMS = 256  # about two for each multiprocessor of a large GPU
+MIN_SEGMENT = 8  # chunks: below, passing states between segments costs more than it saves
+NO_GRADIENT = "wkv7 on Triton has first derivatives only; use backend='chunked' for derivatives of gradients."
+
+
+class Sizes(NamedTuple):
+    """What the launches of one call have in common."""
+
+    batch_size: int
+    length: int
+    heads: int
+    K: int
+    V: int
+
+    @property
+    def chunks(self) -> int:
+        return -(-self.length // CHUNK_SIZE)
+
+    @property
+    def programs(self) -> int:
+        return self.batch_size * self.heads
+
+
+def sizes_of(k: torch.Tensor, v: torch.Tensor) -> Sizes:
+    return Sizes(*k.shape, v.shape[-1])
+
+
+def block_size(width: int) -> int:
+    """The power of two that holds `width` numbers, 16 at least: the least that a matrix product takes."""
+    return max(16, 1 << (width - 1).bit_length())
+
+
+def number_of_segments(sizes: Sizes) -> int:
+    """How many parts of a sequence run in parallel: 1 where heads alone fill the GPU."""
+    wanted = min(-(-ENOUGH_PROGRAMS // max(1, sizes.programs)), sizes.chunks // MIN_SEGMENT)
+    if wanted < 2:
+        return 1
+    return -(-sizes.chunks // -(-sizes.chunks // wanted))
+
+
+def values_per_program(sizes: Sizes, segments: int) -> int:
+    """Values are split where the state would not fit the registers, or once where programs are few."""
+    block = block_size(sizes.V)
+    few = sizes.programs * segments < ENOUGH_PROGRAMS // 2
+    return min(block, 32 if few and block >= 64 else 64)
+
+
+def strided(*tensors: torch.Tensor | None) -> tuple[list[torch.Tensor | None], list[int]]:
+    """Tensors `[B, T, H, D]` whose last dimension is contiguous, and their other strides, in a row."""
+    dense = [x if x is None or x.stride(-1) == 1 else x.contiguous() for x in tensors]
+    return dense, [stride for x in dense for stride in ((0, 0, 0) if x is None else x.stride()[:3])]
+
+
+def warps(sizes: Sizes) -> int:
+    return 8 if block_size(sizes.K) > 64 else 4
+
+
+def contiguous(x: torch.Tensor | None) -> torch.Tensor | None:
+    return None if x is None else x.contiguous()
+
+
+@custom_op("crosswkv::wkv7", mutates_args=())
+def wkv7_operator(
+    r: torch.Tensor | None,
+    w: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    kappa: torch.Tensor,
+    a: torch.Tensor,
+    initial_state: torch.Tensor | None,
+    segments: int,
+    save: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Output (empty without `r`), final state, and for the backward, if `save`: states `[B, H, chunks, V, K]` at the
+    starts of chunks and, if there is more than one segment, the segments' transitions `[B, H, segments, K, K]`.
+    """
+    sizes = sizes_of(k, v)
+    o, final_state, saved, transitions = empty_results(r, k, v, segments, save)
+    (r, w, k, v, kappa, a), strides = strided(r, w, k, v, kappa, a)
+    constants = {"K": sizes.K, "V": sizes.V, "BK": block_size(sizes.K), "num_warps": warps(sizes)}
+    constants["PRECISION"] = dot_precision(r, w, k, v, kappa, a)
+    per_segment = -(-sizes.chunks // segments)
+    starts = contiguous(initial_state)
+    if segments > 1:
+        made = transitions if save else k.new_empty(transitions_shape(sizes, segments), dtype=torch.float32)
+        starts = starts_of_segments(sizes, (w, k, v, kappa, a), strides[3:], starts, made, constants)
+    BV = values_per_program(sizes, segments)
+    grid = (sizes.programs * -(-sizes.V // BV), segments)
+    results = (o if r is not None else None, starts, final_state, saved if save else None)
+    arguments = (r, w, k, v, kappa, a, *results, *strides, sizes.length, sizes.heads, per_segment, segments)
+    launch(wkv7_forward_kernel, grid, *arguments, BV=BV, BT=CHUNK_SIZE, **constants)
+    return o, final_state, saved, transitions
+
+
+def transitions_shape(sizes: Sizes, segments: int) -> tuple[int, ...]:
+    return sizes.batch_size, sizes.heads, segments, sizes.K, sizes.K
+
+
+def starts_of_segments(sizes, writes, strides, start, transitions, constants) -> torch.Tensor:
+    """`[B, H, segments, V, K]`: the state that each segment starts from. Fills `transitions`."""
+    segments = transitions.shape[2]
+    shape = (sizes.batch_size, sizes.heads, segments, sizes.V, sizes.K)
+    written = transitions.new_empty(shape)
+    BV = block_size(sizes.V)
+    arguments = (*writes, transitions, written, *strides, sizes.length, sizes.heads, -(-sizes.chunks // segments))
+    grid = (sizes.programs, segments)
+    launch(wkv7_segments_kernel, grid, *arguments, segments, BV=BV, BT=CHUNK_SIZE, **constants)
+    return pass_through_segments(sizes, start, transitions, written, constants, reverse=False)
+
+
+def pass_through_segments(sizes, start, transitions, added, constants, reverse: bool) -> torch.Tensor:
+    """`[B, H, segments, V, K]`: what reaches each segment, from the first on or, reversed, from the last on."""
+    segments = transitions.shape[2]
+    passed = transitions.new_empty(sizes.batch_size, sizes.heads, segments, sizes.V, sizes.K)
+    BV = min(block_size(sizes.V), 32)
+    grid = (sizes.programs * -(-sizes.V // BV),)
+    launch(
+        wkv7_combine_kernel, grid, start, transitions, added, passed, segments, BV=BV, REVERSE=reverse, **constants
+    )
+    return passed
+
+
+def empty_results(r, k, v, segments: int, save: bool) -> tuple[torch.Tensor, ...]:
+    sizes = sizes_of(k, v)
+    o = v.new_empty(v.shape if r is not None else (0,))
+    state = (sizes.batch_size, sizes.heads)
+    final_state = k.new_empty((*state, sizes.V, sizes.K), dtype=torch.float32)
+    saved = k.new_empty((*state, sizes.chunks, sizes.V, sizes.K) if save else (0,), dtype=torch.float32)
+    kept = save and segments > 1
+    transitions = k.new_empty(transitions_shape(sizes, segments) if kept else (0,), dtype=torch.float32)
+    return o, final_state, saved, transitions
+
+
+@wkv7_operator.register_fake
+def _(r, w, k, v, kappa, a, initial_state, segments, save):
+    return empty_results(r, k, v, segments, save)
+
+
+@custom_op("crosswkv::wkv7_backward", mutates_args=())
+def wkv7_backward_operator(
+    d_o: torch.Tensor | None,
+    d_final: torch.Tensor | None,
+    r: torch.Tensor | None,
+    w: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    kappa: torch.Tensor,
+    a: torch.Tensor,
+    saved: torch.Tensor,
+    transitions: torch.Tensor,
+    segments: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of r (empty without), w, k, v, kappa, a and the initial state."""
+    sizes = sizes_of(k, v)
+    reads = r is not None and d_o is not None
+    BV = min(block_size(sizes.V), 64)
+    blocks = -(-sizes.V // BV)
+    shared = [empty_gradient(x if x is not r or reads else None, blocks) for x in (r, w, k, kappa, a)]
+    d_v, d_start = v.new_empty(v.shape), saved.new_empty(sizes.batch_size, sizes.heads, sizes.V, sizes.K)
+    (r, w, k, v, kappa, a, d_o), strides = strided(r, w, k, v, kappa, a, d_o if reads else None)
+    constants = {"K": sizes.K, "V": sizes.V, "BK": block_size(sizes.K)}
+    constants["PRECISION"] = dot_precision(r, w, k, v, kappa, a)
+    ends = contiguous(d_final)
+    if segments > 1:
+        ends = ends_of_segments(sizes, (r, w, kappa, a, d_o), strides, ends, transitions, constants)
+    d_r, d_w, d_k, d_kappa, d_a = shared
+    gradients = (d_r if reads else None, d_w, d_k, d_v, d_kappa, d_a, d_start)
+    inputs = (r if reads else None, w, k, v, kappa, a, d_o, saved, ends)
+    counts = (sizes.length, sizes.heads, -(-sizes.chunks // segments), segments, k.numel())
+    grid = (sizes.programs * blocks, segments)
+    options = {"BV": BV, "BT": CHUNK_SIZE, "num_warps": 8, **constants}
+    launch(wkv7_backward_kernel, grid, *inputs, *gradients, *strides, *counts, **options)
+    d_w, d_k, d_kappa, d_a = (sum_blocks(d, x) for d, x in ((d_w, w), (d_k, k), (d_kappa, kappa), (d_a, a)))
+    d_r = sum_blocks(d_r, r) if reads else zeros_or_empty(r, k)
+    return d_r, d_w, d_k, d_v, d_kappa, d_a, d_start
+
+
+def zeros_or_empty(r: torch.Tensor | None, k: torch.Tensor) -> torch.Tensor:
+    return k.new_empty(0) if r is None else torch.zeros_like(r, memory_format=torch.contiguous_format)
+
+
+def empty_gradient(x: torch.Tensor | None, blocks: int) -> torch.Tensor | None:
+    """For one block of values the gradient itself, else partial sums in float32."""
+    if x is None:
+        return None
+    return x.new_empty(x.shape) if blocks == 1 else x.new_empty((blocks, *x.shape), dtype=torch.float32)
+
+
+def sum_blocks(gradient: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return gradient if gradient.ndim == x.ndim else gradient.sum(0).to(x.dtype)
+
+
+def ends_of_segments(sizes, tensors, strides, end, transitions, constants) -> torch.Tensor:
+    """`[B, H, segments, V, K]`: the state's gradient that reaches the end of each segment."""
+    segments, added = transitions.shape[2], None
+    if tensors[-1] is not None:
+        added = transitions.new_empty(sizes.batch_size, sizes.heads, segments, sizes.V, sizes.K)
+        strides = [*strides[:6], *strides[12:]]  # of r, w, kappa, a, do
+        counts = (sizes.length, sizes.heads, -(-sizes.chunks // segments), segments)
+        options = {"BV": block_size(sizes.V), "BT": CHUNK_SIZE, "num_warps": 8, **constants}
+        grid = (sizes.programs, segments)
+        launch(wkv7_segments_backward_kernel, grid, *tensors, added, *strides, *counts, **options)
+    constants = {"num_warps": warps(sizes), **constants}
+    return pass_through_segments(sizes, end, transitions, added, constants, reverse=True)
+
+
+@wkv7_backward_operator.register_fake
+def _(d_o, d_final, r, w, k, v, kappa, a, saved, transitions, segments):
+    d_r = k.new_empty(0) if r is None else r.new_empty(r.shape)
+    d_start = saved.new_empty(k.shape[0], k.shape[2], v.shape[-1], k.shape[-1])
+    return d_r, *(x.new_empty(x.shape) for x in (w, k, v, kappa, a)), d_start
+
+
+def save_for_backward(ctx, inputs, output) -> None:
+    r, w, k, v, kappa, a, initial_state, ctx.segments, _save = inputs
+    _, _, saved, transitions = output
+    ctx.save_for_backward(r, w, k, v, kappa, a, saved, transitions)
+    ctx.state_dtype = None if initial_state is None else initial_state.dtype
+    ctx.set_materialize_grads(False)
+
+
+def backward(ctx, d_o, d_final, _d_saved, _d_transitions):
+    r, w, k, v, kappa, a, saved, transitions = ctx.saved_tensors
+    gradients = wkv7_backward_operator(d_o, d_final, r, w, k, v, kappa, a, saved, transitions, ctx.segments)
+    d_r, *d_writes, d_start = gradients
+    d_start = None if ctx.state_dtype is None else d_start.to(ctx.state_dtype)
+    return None if r is None else d_r, *d_writes, d_start, None, None
+
+
+wkv7_operator.register_autograd(backward, setup_context=save_for_backward)
+
+
+@custom_op("crosswkv::wkv7_recurrent", mutates_args=())
+def wkv7_recurrent_operator(
+    r: torch.Tensor | None,
+    w: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    kappa: torch.Tensor,
+    a: torch.Tensor,
+    initial_state: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output (empty without `r`) and final state, token by token."""
+    sizes = sizes_of(k, v)
+    o, final_state, _, _ = empty_results(r, k, v, 1, False)
+    (r, w, k, v, kappa, a), strides = strided(r, w, k, v, kappa, a)
+    BV = min(block_size(sizes.V), 32)
+    grid = (sizes.programs * -(-sizes.V // BV),)
+    tensors = (r, w, k, v, kappa, a, o if r is not None else None, contiguous(initial_state), final_state)
+    constants = {"K": sizes.K, "V": sizes.V, "BK": block_size(sizes.K), "BV": BV, "num_warps": warps(sizes)}
+    launch(wkv7_recurrent_kernel, grid, *tensors, *strides, sizes.length, sizes.heads, **constants)
+    return o, final_state
+
+
+@wkv7_recurrent_operator.register_fake
+def _(r, w, k, v, kappa, a, initial_state):
+    return empty_results(r, k, v, 1, False)[:2]
+
+
+def save_inputs(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs)
+    ctx.set_materialize_grads(False)
+
+
+def recurrent_backward(ctx, d_o, d_final):
+    """In chunks: the states inside are computed again."""
+    *inputs, initial_state = ctx.saved_tensors
+    segments = number_of_segments(sizes_of(inputs[2], inputs[3]))
+    _, _, saved, transitions = wkv7_operator(*inputs, initial_state, segments, True)
+    d_r, *rest = wkv7_backward_operator(d_o, d_final, *inputs, saved, transitions, segments)
+    *d_writes, d_start = rest
+    return (None if inputs[0] is None else d_r, *d_writes, None if initial_state is None else d_start)
+
+
+wkv7_recurrent_operator.register_autograd(recurrent_backward, setup_context=save_inputs)
+
+
+def wkv7_triton(
+    r: torch.Tensor | None,
+    w: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    kappa: torch.Tensor,
+    a: torch.Tensor,
+    *,
+    initial_state: torch.Tensor | None = None,
+    output_final_state: bool = False,
+    recurrent: bool = False,
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """The same function as [`wkv7`]; float32, bfloat16 or float16."""
+    if recurrent:
+        o, final_state = wkv7_recurrent_operator(r, w, k, v, kappa, a, initial_state)
+    else:
+        tensors = (r, w, k, v, kappa, a, initial_state)
+        save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+        segments = number_of_segments(sizes_of(k, v))
+        o, final_state, _, _ = wkv7_operator(r, w, k, v, kappa, a, initial_state, segments, save)
+    return None if r is None else o, final_state if output_final_state or r is None else None
