@@ -38,14 +38,12 @@ class Resources(NamedTuple):
 
 def compile_launch(launch: Launch, target: str) -> Resources:
     """Compile one recorded launch for a target of `TARGETS`."""
-    divisible = {
-        (i,): [["tt.divisibility", 16]]
-        for i, name in enumerate(launch.kernel.arg_names)
-        if launch.signature[name].startswith("*")
-    }
-    places = {(launch.kernel.arg_names.index(name),): value for name, value in launch.constants.items()}
-    source = ASTSource(launch.kernel, launch.signature, places, divisible)
-    compiled = triton.compile(source, target=TARGETS[target], options={"num_warps": launch.num_warps})
+    place = launch.kernel.arg_names.index
+    divisible = {(place(name),): [["tt.divisibility", 16]] for name in launch.divisible_by_16}
+    constants = {(place(name),): value for name, value in launch.constants.items()}
+    source = ASTSource(launch.kernel, launch.signature, constants, divisible)
+    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+    compiled = triton.compile(source, target=TARGETS[target], options=options)
     registers, spills = (read_amd if target.startswith("gfx") else read_nvidia)(compiled)
     shared = compiled.metadata.shared
     return Resources(launch.kernel.__name__, target, registers, shared, spills, launch.num_warps)

@@ -29,7 +29,9 @@ class Launch(NamedTuple):
     kernel: Any
     signature: dict[str, str]
     constants: dict[str, Any]
+    divisible_by_16: tuple[str, ...]  # arguments of which Triton compiles a version of their own for this
     num_warps: int
+    num_stages: int
 
 
 class Recorder:
@@ -59,16 +61,18 @@ def can_run(device: torch.device) -> bool:
     return device.type in (*DEVICES, "meta") or INTERPRETED or _recorder is not None
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int, **constants: Any) -> None:
-    """`kernel[grid](*arguments, **constants, num_warps=num_warps)`, on the device of the first tensor."""
+def launch(
+    kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int, num_stages: int = 1, **constants: Any
+) -> None:
+    """`kernel[grid](*arguments, **constants)` with these options, on the device of the first tensor."""
     if _recorder is not None:
-        _recorder.launches.append(_as_launch(kernel, arguments, constants, num_warps))
+        _recorder.launches.append(_as_launch(kernel, arguments, constants, num_warps, num_stages))
         return
     if 0 in grid:
         return
     device = next(x.device for x in arguments if isinstance(x, torch.Tensor))
     with torch.get_device_module(device).device(device) if device.type in DEVICES else nullcontext():
-        kernel[grid](*arguments, **constants, num_warps=num_warps)
+        kernel[grid](*arguments, **constants, num_warps=num_warps, num_stages=num_stages)
 
 
 def dot_precision(*tensors: torch.Tensor | None) -> str:
@@ -79,15 +83,19 @@ def dot_precision(*tensors: torch.Tensor | None) -> str:
     return "tf32" if any(x is not None and x.element_size() == 2 for x in tensors) else "tf32x3"
 
 
-def _as_launch(kernel: Any, arguments: tuple, constants: dict[str, Any], num_warps: int) -> Launch:
-    signature, held = {}, dict(constants)
+def _as_launch(kernel: Any, arguments: tuple, constants: dict[str, Any], num_warps: int, num_stages: int) -> Launch:
+    signature, held, divisible = {}, dict(constants), []
     for name, value in zip(kernel.arg_names, arguments, strict=False):
         if value is None or value is True or value is False or (isinstance(value, int) and value == 1):
             held[name] = value  # Triton makes constants of these
-        else:
-            signature[name] = _type_of(value)
-    signature |= {name: "constexpr" for name in held}
-    return Launch(kernel, {name: signature[name] for name in kernel.arg_names}, held, num_warps)
+            continue
+        signature[name] = _type_of(value)
+        address = value.data_ptr() if isinstance(value, torch.Tensor) else value
+        if isinstance(address, int) and address % 16 == 0:
+            divisible.append(name)
+    signature |= dict.fromkeys(held, "constexpr")
+    signature = {name: signature[name] for name in kernel.arg_names}
+    return Launch(kernel, signature, held, tuple(divisible), num_warps, num_stages)
 
 
 def _type_of(value: Any) -> str:

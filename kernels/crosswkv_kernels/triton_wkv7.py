@@ -28,16 +28,23 @@ import triton.language as tl
 
 
 @triton.jit
+def tokens_of_chunk(i_c, BT: tl.constexpr, WIDE: tl.constexpr):
+    """64 bits only where a sequence needs them: offsets fill registers."""
+    o_t = i_c * BT + tl.arange(0, BT)
+    return o_t.to(tl.int64) if WIDE else o_t
+
+
+@triton.jit
 def load_block(p, o_t, stride_t, o_d, length, D: tl.constexpr):
     """`[BT, BD]` in float32; zero outside of the sequence and of the head: such tokens do nothing."""
     mask = (o_t < length)[:, None] & (o_d < D)[None, :]
-    return tl.load(p + o_t.to(tl.int64)[:, None] * stride_t + o_d[None, :], mask=mask, other=0.0).to(tl.float32)
+    return tl.load(p + o_t[:, None] * stride_t + o_d[None, :], mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def store_block(p, o_t, stride_t, o_d, length, D: tl.constexpr, b_x):
     mask = (o_t < length)[:, None] & (o_d < D)[None, :]
-    tl.store(p + o_t.to(tl.int64)[:, None] * stride_t + o_d[None, :], b_x, mask=mask)
+    tl.store(p + o_t[:, None] * stride_t + o_d[None, :], b_x, mask=mask)
 
 
 @triton.jit
@@ -81,8 +88,8 @@ def invert(b_L, PRECISION: tl.constexpr):
 
 @triton.jit
 def load_writes(
-    p_w, p_kappa, p_a, stride_w, stride_kappa, stride_a, o_t, o_k, length, K: tl.constexpr, PRECISION: tl.constexpr
-):
+    p_w, p_kappa, p_a, stride_w, stride_kappa, stride_a, o_t, o_k, length, K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """What every pass over a chunk begins with: w, c, kappa, a; A and B; (I + L)^-1."""
     b_w = load_block(p_w, o_t, stride_w, o_k, length, K)
     b_kappa = load_block(p_kappa, o_t, stride_kappa, o_k, length, K)
@@ -99,7 +106,8 @@ def wkv7_forward_kernel(
     p_r, p_w, p_k, p_v, p_kappa, p_a, p_o, p_start, p_final, p_saved,
     r_b, r_t, r_h, w_b, w_t, w_h, k_b, k_t, k_h, v_b, v_t, v_h, kappa_b, kappa_t, kappa_h, a_b, a_t, a_h,
     length, heads, chunks_per_segment, segments,
-    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BT: tl.constexpr, PRECISION: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BT: tl.constexpr, WIDE: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Program (head, block of values, segment): its chunks one after another, the state in registers."""
     blocks = tl.cdiv(V, BV)
@@ -123,7 +131,7 @@ def wkv7_forward_kernel(
     for i_c in range(i_p * chunks_per_segment, min((i_p + 1) * chunks_per_segment, chunks)):
         if p_saved is not None:
             store_state(p_saved + (i_bh * chunks + i_c) * V * K, o_v, o_k, V, K, b_S)
-        o_t = i_c * BT + tl.arange(0, BT)
+        o_t = tokens_of_chunk(i_c, BT, WIDE)
         b_w, b_c, _b_kappa, _b_a, b_A, b_B, b_X = load_writes(
             p_w, p_kappa, p_a, w_t, kappa_t, a_t, o_t, o_k, length, K, PRECISION
         )
@@ -149,100 +157,110 @@ def wkv7_forward_kernel(
 
 @triton.jit
 def wkv7_backward_kernel(
-    p_r, p_w, p_k, p_v, p_kappa, p_a, p_do, p_saved, p_end, p_dr, p_dw, p_dk, p_dv, p_dkappa, p_da, p_dstart,
+    p_r, p_w, p_k, p_v, p_kappa, p_a, p_do, p_saved, p_dS, p_dr, p_dw, p_dk, p_dv, p_dkappa, p_da,
     r_b, r_t, r_h, w_b, w_t, w_h, k_b, k_t, k_h, v_b, v_t, v_h, kappa_b, kappa_t, kappa_h, a_b, a_t, a_h,
-    do_b, do_t, do_h, length, heads, chunks_per_segment, segments, partial,
-    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BT: tl.constexpr, PRECISION: tl.constexpr,
+    do_b, do_t, do_h, length, heads, chunks_per_segment, segments,
+    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BT: tl.constexpr, WIDE: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Program (head, block of values, segment): its chunks from last to first, the state's gradient in registers.
+    """Program (head, segment): its chunks from last to first, and in each of them the values in blocks.
 
-    Gradients of what all blocks of values share are partial sums, `partial` elements apart.
+    `p_dS` holds the state's gradient, that at the segment's end when the program starts, that at its start when it is
+    done. In between it is updated in place, chunk by chunk: `V K` floats per program, which stay in the cache.
     """
-    blocks = tl.cdiv(V, BV)
-    i_bh, i_v = tl.program_id(0) // blocks, tl.program_id(0) % blocks
-    i_bh = i_bh.to(tl.int64)
-    i_b, i_h, i_p = i_bh // heads, i_bh % heads, tl.program_id(1)
-    o_k, o_v = tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
+    i_bh, i_p = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    i_b, i_h = i_bh // heads, i_bh % heads
+    o_k, o_i = tl.arange(0, BK), tl.arange(0, BV)
     chunks = tl.cdiv(length, BT)
     p_w += i_b * w_b + i_h * w_h
     p_k += i_b * k_b + i_h * k_h
     p_v += i_b * v_b + i_h * v_h
     p_kappa += i_b * kappa_b + i_h * kappa_h
     p_a += i_b * a_b + i_h * a_h
-    o_out = (i_b * length * heads + i_h) * K + i_v.to(tl.int64) * partial
+    p_dS += (i_bh * segments + i_p) * V * K
     p_dv += (i_b * length * heads + i_h) * V
+    o_out = (i_b * length * heads + i_h) * K
     if p_r is not None:
         p_r += i_b * r_b + i_h * r_h
         p_do += i_b * do_b + i_h * do_h
-    if p_end is not None:
-        b_dS = load_state(p_end + (i_bh * segments + i_p) * V * K, o_v, o_k, V, K).to(tl.float32)
-    else:
-        b_dS = tl.zeros((BV, BK), tl.float32)
     first, last = i_p * chunks_per_segment, min((i_p + 1) * chunks_per_segment, chunks)
     for i in range(0, last - first):
         i_c = last - 1 - i
-        o_t = i_c * BT + tl.arange(0, BT)
-        b_S = load_state(p_saved + (i_bh * chunks + i_c) * V * K, o_v, o_k, V, K)
-        b_w, b_c, b_kappa, b_a, b_A, b_B, b_X = load_writes(
+        o_t = tokens_of_chunk(i_c, BT, WIDE)
+        b_w, b_c, _b_kappa, _b_a, b_A, b_B, b_X = load_writes(
             p_w, p_kappa, p_a, w_t, kappa_t, a_t, o_t, o_k, length, K, PRECISION
         )
         b_D = load_block(p_k, o_t, k_t, o_k, length, K) * tl.exp(-b_c)
-        b_V = load_block(p_v, o_t, v_t, o_v, length, V)
         b_M = below(tl.dot(b_A, tl.trans(b_D), input_precision=PRECISION), False)
-        b_U = tl.dot(b_A, tl.trans(b_S), input_precision=PRECISION)
-        b_U = tl.dot(b_X, tl.dot(b_M, b_V, b_U, input_precision=PRECISION), input_precision=PRECISION)
-
-        b_G = b_dS * tl.exp(tl.sum(b_w, axis=0))[None, :]  # of S + V^T D - U^T B
-        b_dV = tl.dot(b_D, tl.trans(b_G), input_precision=PRECISION)
-        b_dU = -tl.dot(b_B, tl.trans(b_G), input_precision=PRECISION)
-        b_dD = tl.dot(b_V, b_G, input_precision=PRECISION)
-        b_dB = -tl.dot(b_U, b_G, input_precision=PRECISION)
-        # of the decay: what earlier tokens wrote and the state reach the end of the chunk through it
-        b_past = b_dD * b_D + b_dB * b_B
-        b_dw = tl.cumsum(b_past, axis=0) - b_past + tl.sum(b_G * b_S, axis=0)[None, :]
-        b_dc = tl.zeros((BT, BK), tl.float32)
-        b_dD_inside = tl.zeros((BT, BK), tl.float32)
-        b_dB_inside = tl.zeros((BT, BK), tl.float32)
+        b_decay = tl.exp(tl.sum(b_w, axis=0))[None, :]
+        b_dA = tl.zeros((BT, BK), tl.float32)
+        b_dB = tl.zeros((BT, BK), tl.float32)
+        b_dD = tl.zeros((BT, BK), tl.float32)
+        b_dL = tl.zeros((BT, BT), tl.float32)
+        b_dM = tl.zeros((BT, BT), tl.float32)
+        b_dw = tl.zeros((BK,), tl.float32)
         if p_r is not None:
             b_R = load_block(p_r, o_t, r_t, o_k, length, K) * tl.exp(b_c)
-            b_dO = load_block(p_do, o_t, do_t, o_v, length, V)
             b_P = below(tl.dot(b_R, tl.trans(b_D), input_precision=PRECISION), True)
             b_Q = below(tl.dot(b_R, tl.trans(b_B), input_precision=PRECISION), True)
-            b_dP = below(tl.dot(b_dO, tl.trans(b_V), input_precision=PRECISION), True)
-            b_dQ = -below(tl.dot(b_dO, tl.trans(b_U), input_precision=PRECISION), True)
-            b_dV = tl.dot(tl.trans(b_P), b_dO, b_dV, input_precision=PRECISION)
-            b_dU -= tl.dot(tl.trans(b_Q), b_dO, input_precision=PRECISION)
-            b_dR = tl.dot(b_dO, b_S, input_precision=PRECISION)
+            b_dR = tl.zeros((BT, BK), tl.float32)
+            b_dP = tl.zeros((BT, BT), tl.float32)
+            b_dQ = tl.zeros((BT, BT), tl.float32)
+        for i_v in range(0, tl.cdiv(V, BV)):
+            o_v = i_v * BV + o_i
+            b_S = load_state(p_saved + (i_bh * chunks + i_c) * V * K, o_v, o_k, V, K)
+            b_V = load_block(p_v, o_t, v_t, o_v, length, V)
+            b_U = tl.dot(b_A, tl.trans(b_S), input_precision=PRECISION)
+            b_U = tl.dot(b_X, tl.dot(b_M, b_V, b_U, input_precision=PRECISION), input_precision=PRECISION)
+            b_G = load_state(p_dS, o_v, o_k, V, K) * b_decay  # of S + V^T D - U^T B
+            b_dw += tl.sum(b_G * b_S, axis=0)
+            b_dD = tl.dot(b_V, b_G, b_dD, input_precision=PRECISION)
+            b_dB -= tl.dot(b_U, b_G, input_precision=PRECISION)
+            b_dU = -tl.dot(b_B, tl.trans(b_G), input_precision=PRECISION)
+            b_dV = tl.dot(b_D, tl.trans(b_G), input_precision=PRECISION)
+            if p_r is not None:
+                b_dO = load_block(p_do, o_t, do_t, o_v, length, V)
+                b_dU -= tl.dot(tl.trans(b_Q), b_dO, input_precision=PRECISION)
+                b_dV = tl.dot(tl.trans(b_P), b_dO, b_dV, input_precision=PRECISION)
+                b_dP = tl.dot(b_dO, tl.trans(b_V), b_dP, input_precision=PRECISION)
+                b_dQ -= tl.dot(b_dO, tl.trans(b_U), input_precision=PRECISION)
+                b_dR = tl.dot(b_dO, b_S, b_dR, input_precision=PRECISION)
+                b_G = tl.dot(tl.trans(b_dO), b_R, b_G, input_precision=PRECISION)
+            b_dY = tl.dot(tl.trans(b_X), b_dU, input_precision=PRECISION)  # of A S^T + M V
+            b_dV = tl.dot(tl.trans(b_M), b_dY, b_dV, input_precision=PRECISION)
+            b_dM = tl.dot(b_dY, tl.trans(b_V), b_dM, input_precision=PRECISION)
+            b_dL -= tl.dot(b_dY, tl.trans(b_U), input_precision=PRECISION)
+            b_dA = tl.dot(b_dY, b_S, b_dA, input_precision=PRECISION)
+            b_G = tl.dot(tl.trans(b_dY), b_A, b_G, input_precision=PRECISION)
+            store_block(p_dv, o_t, heads * V, o_v, length, V, b_dV)
+            store_state(p_dS, o_v, o_k, V, K, b_G)
+
+        # of the decay: what tokens wrote and the state reach the end of the chunk through it
+        b_dc = b_dD * b_D + b_dB * b_B
+        b_dw_t = tl.cumsum(b_dc, axis=0) - b_dc + b_dw[None, :]
+        if p_r is not None:
+            b_dP, b_dQ = below(b_dP, True), below(b_dQ, True)
             b_dR = tl.dot(b_dP, b_D, b_dR, input_precision=PRECISION)
             b_dR = tl.dot(b_dQ, b_B, b_dR, input_precision=PRECISION)
-            b_dD_inside = tl.dot(tl.trans(b_dP), b_R, input_precision=PRECISION)
-            b_dB_inside = tl.dot(tl.trans(b_dQ), b_R, input_precision=PRECISION)
-            b_G = tl.dot(tl.trans(b_dO), b_R, b_G, input_precision=PRECISION)
-            b_dc = b_dR * b_R
+            b_dD = tl.dot(tl.trans(b_dP), b_R, b_dD, input_precision=PRECISION)
+            b_dB = tl.dot(tl.trans(b_dQ), b_R, b_dB, input_precision=PRECISION)
+            b_dc += b_dR * b_R
             store_block(p_dr + o_out, o_t, heads * K, o_k, length, K, b_dR * tl.exp(b_c))
-
-        b_dY = tl.dot(tl.trans(b_X), b_dU, input_precision=PRECISION)  # of A S^T + M V
-        b_dL = -below(tl.dot(b_dY, tl.trans(b_U), input_precision=PRECISION), False)
-        b_dM = below(tl.dot(b_dY, tl.trans(b_V), input_precision=PRECISION), False)
-        b_dV = tl.dot(tl.trans(b_M), b_dY, b_dV, input_precision=PRECISION)
-        store_block(p_dv, o_t, heads * V, o_v, length, V, b_dV)
-        b_dA = tl.dot(b_dY, b_S, input_precision=PRECISION)
+        b_dL, b_dM = below(b_dL, False), below(b_dM, False)
         b_dA = tl.dot(b_dM, b_D, b_dA, input_precision=PRECISION)
         b_dA = tl.dot(b_dL, b_B, b_dA, input_precision=PRECISION)
-        b_dD_inside = tl.dot(tl.trans(b_dM), b_A, b_dD_inside, input_precision=PRECISION)
-        b_dB_inside = tl.dot(tl.trans(b_dL), b_A, b_dB_inside, input_precision=PRECISION)
-        b_dS = tl.dot(tl.trans(b_dY), b_A, b_G, input_precision=PRECISION)
-
-        b_dc += b_dA * b_A - b_dD_inside * b_D - b_dB_inside * b_B
-        b_dw += tl.cumsum(b_dc, axis=0, reverse=True) - b_dA * b_A  # A holds the decays before its token
-        b_dD = (b_dD + b_dD_inside) * tl.exp(-b_c)
-        b_dB = (b_dB + b_dB_inside) * tl.exp(-b_c)
-        store_block(p_dw + o_out, o_t, heads * K, o_k, length, K, b_dw)
-        store_block(p_dk + o_out, o_t, heads * K, o_k, length, K, b_dD)
+        b_dD = tl.dot(tl.trans(b_dM), b_A, b_dD, input_precision=PRECISION)
+        b_dB = tl.dot(tl.trans(b_dL), b_A, b_dB, input_precision=PRECISION)
+        b_dc += b_dA * b_A - b_dD * b_D - b_dB * b_B
+        b_dw_t += tl.cumsum(b_dc, axis=0, reverse=True) - b_dA * b_A  # A holds the decays before its token
+        b_dB *= tl.exp(-b_c)
+        b_kappa = load_block(p_kappa, o_t, kappa_t, o_k, length, K)  # again, from the cache: registers are short
+        b_a = load_block(p_a, o_t, a_t, o_k, length, K)
+        b_w = load_block(p_w, o_t, w_t, o_k, length, K)
+        store_block(p_dw + o_out, o_t, heads * K, o_k, length, K, b_dw_t)
+        store_block(p_dk + o_out, o_t, heads * K, o_k, length, K, b_dD * tl.exp(-b_c))
         store_block(p_dkappa + o_out, o_t, heads * K, o_k, length, K, b_dA * tl.exp(b_c - b_w) + b_dB * b_a)
         store_block(p_da + o_out, o_t, heads * K, o_k, length, K, b_dB * b_kappa)
-    if p_dstart is not None and i_p == 0:
-        store_state(p_dstart + i_bh * V * K, o_v, o_k, V, K, b_dS)
 
 
 @triton.jit
@@ -250,7 +268,8 @@ def wkv7_segments_kernel(
     p_w, p_k, p_v, p_kappa, p_a, p_X, p_Y,
     w_b, w_t, w_h, k_b, k_t, k_h, v_b, v_t, v_h, kappa_b, kappa_t, kappa_h, a_b, a_t, a_h,
     length, heads, chunks_per_segment, segments,
-    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BT: tl.constexpr, PRECISION: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BT: tl.constexpr, WIDE: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Program (head, segment): X `[K, K]` and Y `[V, K]`, with which the segment maps a state S to S X + Y.
 
@@ -268,7 +287,7 @@ def wkv7_segments_kernel(
     b_T = tl.where(o_k[:, None] == o_k[None, :], 1.0, 0.0)  # the segment's X
     b_S = tl.zeros((BV, BK), tl.float32)
     for i_c in range(i_p * chunks_per_segment, min((i_p + 1) * chunks_per_segment, tl.cdiv(length, BT))):
-        o_t = i_c * BT + tl.arange(0, BT)
+        o_t = tokens_of_chunk(i_c, BT, WIDE)
         b_w, b_c, _b_kappa, _b_a, b_A, b_B, b_X = load_writes(
             p_w, p_kappa, p_a, w_t, kappa_t, a_t, o_t, o_k, length, K, PRECISION
         )
@@ -291,7 +310,8 @@ def wkv7_segments_backward_kernel(
     p_r, p_w, p_kappa, p_a, p_do, p_Y,
     r_b, r_t, r_h, w_b, w_t, w_h, kappa_b, kappa_t, kappa_h, a_b, a_t, a_h, do_b, do_t, do_h,
     length, heads, chunks_per_segment, segments,
-    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BT: tl.constexpr, PRECISION: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BT: tl.constexpr, WIDE: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Program (head, segment): Y `[V, K]`, the gradient at the segment's start if that at its end is zero.
 
@@ -308,7 +328,7 @@ def wkv7_segments_backward_kernel(
     b_dS = tl.zeros((BV, BK), tl.float32)
     first, last = i_p * chunks_per_segment, min((i_p + 1) * chunks_per_segment, tl.cdiv(length, BT))
     for i in range(0, last - first):
-        o_t = (last - 1 - i) * BT + tl.arange(0, BT)
+        o_t = tokens_of_chunk(last - 1 - i, BT, WIDE)
         b_w, b_c, _b_kappa, _b_a, b_A, b_B, b_X = load_writes(
             p_w, p_kappa, p_a, w_t, kappa_t, a_t, o_t, o_k, length, K, PRECISION
         )

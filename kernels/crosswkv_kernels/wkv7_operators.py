@@ -19,9 +19,9 @@ from .triton_wkv7 import (
     wkv7_segments_kernel,
 )
 
-CHUNK_SIZE = 32
+CHUNK_SIZE = 16  # 32 would halve the states that are kept, but its backward spills registers
 ENOUGH_PROGRAMS = 256  # about two for each multiprocessor of a large GPU
-MIN_SEGMENT = 8  # chunks: below, passing states between segments costs more than it saves
+MIN_SEGMENT = 16  # chunks: below, passing states between segments costs more than it saves
 NO_GRADIENT = "wkv7 on Triton has first derivatives only; use backend='chunked' for derivatives of gradients."
 
 
@@ -60,21 +60,25 @@ def number_of_segments(sizes: Sizes) -> int:
     return -(-sizes.chunks // -(-sizes.chunks // wanted))
 
 
-def values_per_program(sizes: Sizes, segments: int) -> int:
-    """Values are split where the state would not fit the registers, or once where programs are few."""
-    block = block_size(sizes.V)
-    few = sizes.programs * segments < ENOUGH_PROGRAMS // 2
-    return min(block, 32 if few and block >= 64 else 64)
-
-
 def strided(*tensors: torch.Tensor | None) -> tuple[list[torch.Tensor | None], list[int]]:
     """Tensors `[B, T, H, D]` whose last dimension is contiguous, and their other strides, in a row."""
     dense = [x if x is None or x.stride(-1) == 1 else x.contiguous() for x in tensors]
     return dense, [stride for x in dense for stride in ((0, 0, 0) if x is None else x.stride()[:3])]
 
 
-def warps(sizes: Sizes) -> int:
-    return 8 if block_size(sizes.K) > 64 else 4
+def needs_wide_offsets(sizes: Sizes, strides: list[int]) -> bool:
+    """Whether an offset inside one batch element's sequence takes more than 32 bits."""
+    largest = max(*strides[1::3], sizes.heads * max(sizes.K, sizes.V))
+    return (sizes.chunks + 1) * CHUNK_SIZE * largest >= 2**31
+
+
+def forward_options(sizes: Sizes, segments: int, precision: str) -> dict[str, int]:
+    """What keeps the forward kernel's registers from spilling: all values of 64 in one program of 4 warps, or fewer in
+    one of 8, for exact products need twice the registers. Values are split once more where programs are few.
+    """
+    wide = precision != "tf32" or block_size(sizes.K) > 64
+    few = sizes.programs * segments < ENOUGH_PROGRAMS // 2
+    return {"BV": min(block_size(sizes.V), 32 if wide or few else 64), "num_warps": 8 if wide else 4}
 
 
 def contiguous(x: torch.Tensor | None) -> torch.Tensor | None:
@@ -99,18 +103,18 @@ def wkv7_operator(
     sizes = sizes_of(k, v)
     o, final_state, saved, transitions = empty_results(r, k, v, segments, save)
     (r, w, k, v, kappa, a), strides = strided(r, w, k, v, kappa, a)
-    constants = {"K": sizes.K, "V": sizes.V, "BK": block_size(sizes.K), "num_warps": warps(sizes)}
+    constants = {"K": sizes.K, "V": sizes.V, "BK": block_size(sizes.K)}
     constants["PRECISION"] = dot_precision(r, w, k, v, kappa, a)
     per_segment = -(-sizes.chunks // segments)
     starts = contiguous(initial_state)
     if segments > 1:
         made = transitions if save else k.new_empty(transitions_shape(sizes, segments), dtype=torch.float32)
         starts = starts_of_segments(sizes, (w, k, v, kappa, a), strides[3:], starts, made, constants)
-    BV = values_per_program(sizes, segments)
-    grid = (sizes.programs * -(-sizes.V // BV), segments)
+    options = {"BT": CHUNK_SIZE, "WIDE": needs_wide_offsets(sizes, strides), **forward_options(sizes, segments, constants["PRECISION"])}
+    grid = (sizes.programs * -(-sizes.V // options["BV"]), segments)
     results = (o if r is not None else None, starts, final_state, saved if save else None)
     arguments = (r, w, k, v, kappa, a, *results, *strides, sizes.length, sizes.heads, per_segment, segments)
-    launch(wkv7_forward_kernel, grid, *arguments, BV=BV, BT=CHUNK_SIZE, **constants)
+    launch(wkv7_forward_kernel, grid, *arguments, **options, **constants)
     return o, final_state, saved, transitions
 
 
@@ -121,24 +125,21 @@ def transitions_shape(sizes: Sizes, segments: int) -> tuple[int, ...]:
 def starts_of_segments(sizes, writes, strides, start, transitions, constants) -> torch.Tensor:
     """`[B, H, segments, V, K]`: the state that each segment starts from. Fills `transitions`."""
     segments = transitions.shape[2]
-    shape = (sizes.batch_size, sizes.heads, segments, sizes.V, sizes.K)
-    written = transitions.new_empty(shape)
-    BV = block_size(sizes.V)
+    written = transitions.new_empty(state_shape(sizes, segments))
     arguments = (*writes, transitions, written, *strides, sizes.length, sizes.heads, -(-sizes.chunks // segments))
-    grid = (sizes.programs, segments)
-    launch(wkv7_segments_kernel, grid, *arguments, segments, BV=BV, BT=CHUNK_SIZE, **constants)
+    options = {"BV": block_size(sizes.V), "BT": CHUNK_SIZE, "num_warps": 8, "WIDE": needs_wide_offsets(sizes, strides)}
+    launch(wkv7_segments_kernel, (sizes.programs, segments), *arguments, segments, **options, **constants)
     return pass_through_segments(sizes, start, transitions, written, constants, reverse=False)
 
 
 def pass_through_segments(sizes, start, transitions, added, constants, reverse: bool) -> torch.Tensor:
     """`[B, H, segments, V, K]`: what reaches each segment, from the first on or, reversed, from the last on."""
     segments = transitions.shape[2]
-    passed = transitions.new_empty(sizes.batch_size, sizes.heads, segments, sizes.V, sizes.K)
+    passed = transitions.new_empty(state_shape(sizes, segments))
     BV = min(block_size(sizes.V), 32)
     grid = (sizes.programs * -(-sizes.V // BV),)
-    launch(
-        wkv7_combine_kernel, grid, start, transitions, added, passed, segments, BV=BV, REVERSE=reverse, **constants
-    )
+    options = {"BV": BV, "REVERSE": reverse, "num_warps": 4, **constants}
+    launch(wkv7_combine_kernel, grid, start, transitions, added, passed, segments, **options)
     return passed
 
 
@@ -175,55 +176,41 @@ def wkv7_backward_operator(
     """Gradients of r (empty without), w, k, v, kappa, a and the initial state."""
     sizes = sizes_of(k, v)
     reads = r is not None and d_o is not None
-    BV = min(block_size(sizes.V), 64)
-    blocks = -(-sizes.V // BV)
-    shared = [empty_gradient(x if x is not r or reads else None, blocks) for x in (r, w, k, kappa, a)]
-    d_v, d_start = v.new_empty(v.shape), saved.new_empty(sizes.batch_size, sizes.heads, sizes.V, sizes.K)
-    (r, w, k, v, kappa, a, d_o), strides = strided(r, w, k, v, kappa, a, d_o if reads else None)
+    gradients = [x.new_empty(x.shape) if x is not None else None for x in (r if reads else None, w, k, v, kappa, a)]
+    d_r = gradients[0] if reads else zeros_or_empty(r, k)
+    (r, w, k, v, kappa, a, d_o), strides = strided(r if reads else None, w, k, v, kappa, a, d_o if reads else None)
     constants = {"K": sizes.K, "V": sizes.V, "BK": block_size(sizes.K)}
     constants["PRECISION"] = dot_precision(r, w, k, v, kappa, a)
-    ends = contiguous(d_final)
     if segments > 1:
-        ends = ends_of_segments(sizes, (r, w, kappa, a, d_o), strides, ends, transitions, constants)
-    d_r, d_w, d_k, d_kappa, d_a = shared
-    gradients = (d_r if reads else None, d_w, d_k, d_v, d_kappa, d_a, d_start)
-    inputs = (r if reads else None, w, k, v, kappa, a, d_o, saved, ends)
-    counts = (sizes.length, sizes.heads, -(-sizes.chunks // segments), segments, k.numel())
-    grid = (sizes.programs * blocks, segments)
-    options = {"BV": BV, "BT": CHUNK_SIZE, "num_warps": 8, **constants}
-    launch(wkv7_backward_kernel, grid, *inputs, *gradients, *strides, *counts, **options)
-    d_w, d_k, d_kappa, d_a = (sum_blocks(d, x) for d, x in ((d_w, w), (d_k, k), (d_kappa, kappa), (d_a, a)))
-    d_r = sum_blocks(d_r, r) if reads else zeros_or_empty(r, k)
-    return d_r, d_w, d_k, d_v, d_kappa, d_a, d_start
+        d_states = ends_of_segments(sizes, (r, w, kappa, a, d_o), strides, d_final, transitions, constants)
+    else:
+        d_states = saved.new_zeros(state_shape(sizes, 1)) if d_final is None else d_final[:, :, None].clone()
+    arguments = (r, w, k, v, kappa, a, d_o, saved, d_states, *gradients, *strides)
+    counts = (sizes.length, sizes.heads, -(-sizes.chunks // segments), segments)
+    options = {"BV": min(block_size(sizes.V), 32), "BT": CHUNK_SIZE, "num_warps": 8, "WIDE": needs_wide_offsets(sizes, strides)}
+    launch(wkv7_backward_kernel, (sizes.programs, segments), *arguments, *counts, **options, **constants)
+    return d_r, *gradients[1:], d_states[:, :, 0].clone()
+
+
+def state_shape(sizes: Sizes, segments: int) -> tuple[int, ...]:
+    return sizes.batch_size, sizes.heads, segments, sizes.V, sizes.K
 
 
 def zeros_or_empty(r: torch.Tensor | None, k: torch.Tensor) -> torch.Tensor:
     return k.new_empty(0) if r is None else torch.zeros_like(r, memory_format=torch.contiguous_format)
 
 
-def empty_gradient(x: torch.Tensor | None, blocks: int) -> torch.Tensor | None:
-    """For one block of values the gradient itself, else partial sums in float32."""
-    if x is None:
-        return None
-    return x.new_empty(x.shape) if blocks == 1 else x.new_empty((blocks, *x.shape), dtype=torch.float32)
-
-
-def sum_blocks(gradient: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    return gradient if gradient.ndim == x.ndim else gradient.sum(0).to(x.dtype)
-
-
 def ends_of_segments(sizes, tensors, strides, end, transitions, constants) -> torch.Tensor:
     """`[B, H, segments, V, K]`: the state's gradient that reaches the end of each segment."""
     segments, added = transitions.shape[2], None
     if tensors[-1] is not None:
-        added = transitions.new_empty(sizes.batch_size, sizes.heads, segments, sizes.V, sizes.K)
+        added = transitions.new_empty(state_shape(sizes, segments))
         strides = [*strides[:6], *strides[12:]]  # of r, w, kappa, a, do
         counts = (sizes.length, sizes.heads, -(-sizes.chunks // segments), segments)
-        options = {"BV": block_size(sizes.V), "BT": CHUNK_SIZE, "num_warps": 8, **constants}
+        options = {"BV": block_size(sizes.V), "BT": CHUNK_SIZE, "num_warps": 8, "WIDE": needs_wide_offsets(sizes, strides)}
         grid = (sizes.programs, segments)
-        launch(wkv7_segments_backward_kernel, grid, *tensors, added, *strides, *counts, **options)
-    constants = {"num_warps": warps(sizes), **constants}
-    return pass_through_segments(sizes, end, transitions, added, constants, reverse=True)
+        launch(wkv7_segments_backward_kernel, grid, *tensors, added, *strides, *counts, **options, **constants)
+    return pass_through_segments(sizes, contiguous(end), transitions, added, constants, reverse=True)
 
 
 @wkv7_backward_operator.register_fake
@@ -269,7 +256,7 @@ def wkv7_recurrent_operator(
     BV = min(block_size(sizes.V), 32)
     grid = (sizes.programs * -(-sizes.V // BV),)
     tensors = (r, w, k, v, kappa, a, o if r is not None else None, contiguous(initial_state), final_state)
-    constants = {"K": sizes.K, "V": sizes.V, "BK": block_size(sizes.K), "BV": BV, "num_warps": warps(sizes)}
+    constants = {"K": sizes.K, "V": sizes.V, "BK": block_size(sizes.K), "BV": BV, "num_warps": 4}
     launch(wkv7_recurrent_kernel, grid, *tensors, *strides, sizes.length, sizes.heads, **constants)
     return o, final_state
 
