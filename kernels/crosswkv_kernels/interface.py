@@ -1,6 +1,9 @@
 """Public functions: they check their arguments, choose a backend and call it. Nothing below them checks again."""
 
+import importlib.util
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +13,8 @@ from .reference import compute_dtype, wkv7_reference
 
 MODES = ("auto", "chunk", "recurrent")
 BACKENDS = ("auto", "triton", "chunked", "reference")
+TRITON_DEVICES = ("cuda", "xpu")  # torch calls AMD's GPUs cuda too
+RECURRENT_LENGTH = 64  # tokens, up to which inference goes token by token in one launch
 
 
 def wkv7(
@@ -42,8 +47,10 @@ def wkv7(
         a: in-context learning rate `[B, T, H, K]`, in (0, 1); up to 2 gives the transition negative eigenvalues.
         initial_state: `[B, H, V, K]`, zeros if None.
         output_final_state: return the state behind the last token.
-        mode: `chunk` (matrix products), `recurrent` (token by token) or `auto`.
-        backend: `triton`, `chunked`, `reference` or `auto`, which takes the fastest that can run.
+        mode: `chunk` (matrix products), `recurrent` (token by token) or `auto`, which on Triton is `recurrent` for
+            inference on at most 64 tokens.
+        backend: `triton`, `chunked`, `reference` or `auto`: Triton on CUDA, ROCm and XPU devices unless an input is
+            float64, `chunked` elsewhere. Triton has first derivatives only.
 
     Returns:
         `(o, final_state)`: `o` is `[B, T, H, V]` in the dtype of `v`, or None without `r`. The state `[B, H, V, K]`
@@ -63,8 +70,16 @@ def wkv7(
         RuntimeError: the backend asked for by name cannot run here.
     """
     _check_wkv7(r, w, k, v, kappa, a, initial_state)
-    backend = _choose_backend(mode, backend)
-    run = {"chunked": wkv7_chunked, "reference": wkv7_reference}[backend]
+    tensors = (r, w, k, v, kappa, a, initial_state)
+    backend = _choose_backend(mode, backend, tensors)
+    run: Callable[..., tuple[torch.Tensor | None, torch.Tensor | None]]
+    if backend == "triton":
+        from .wkv7_operators import wkv7_triton
+
+        short = k.shape[1] <= RECURRENT_LENGTH and not needs_gradients(tensors)
+        run = partial(wkv7_triton, recurrent=mode == "recurrent" or (mode == "auto" and short))
+    else:
+        run = wkv7_chunked if backend == "chunked" else wkv7_reference
     with exact(k.device):
         return run(r, w, k, v, kappa, a, initial_state=initial_state, output_final_state=output_final_state)
 
@@ -160,22 +175,49 @@ def exact(device: torch.device) -> AbstractContextManager:
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
-def _choose_backend(mode: str, backend: str) -> str:
+def needs_gradients(tensors: Sequence[torch.Tensor | None]) -> bool:
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
+def triton_obstacle(tensors: Sequence[torch.Tensor | None]) -> str | None:
+    """Why Triton cannot take these tensors, with what to do about it; None if it can."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed; `pip install triton`"
+    if any(x is not None and x.dtype == torch.float64 for x in tensors):
+        return "an input is float64, which Triton's matrix products do not take; use float32"
+    from .triton_launch import can_run
+
+    device = next(x.device for x in tensors if x is not None)
+    if not can_run(device):
+        return f"the tensors are on {device}; move them to a GPU, or set TRITON_INTERPRET=1 before the first import"
+    return None
+
+
+def takes_triton(tensors: Sequence[torch.Tensor | None]) -> bool:
+    """What `backend="auto"` asks: on a GPU, where nothing stands in the way."""
+    device = next(x.device for x in tensors if x is not None)
+    return device.type in TRITON_DEVICES and triton_obstacle(tensors) is None
+
+
+def _choose_backend(mode: str, backend: str, tensors: Sequence[torch.Tensor | None]) -> str:
     if mode not in MODES:
         raise ValueError(f"`mode` must be one of {', '.join(MODES)}, got {mode!r}.")
     if backend not in BACKENDS:
         raise ValueError(f"`backend` must be one of {', '.join(BACKENDS)}, got {backend!r}.")
     if backend == "triton":
-        raise RuntimeError(
-            "`backend='triton'` was asked for, but this version of crosswkv_kernels has no Triton kernels; "
-            "use backend='auto' or 'chunked'."
-        )
+        obstacle = triton_obstacle(tensors)
+        if obstacle is not None:
+            raise RuntimeError(
+                f"`backend='triton'` was asked for and cannot run: {obstacle}, or use backend='auto' or 'chunked'."
+            )
     if (mode, backend) in (("recurrent", "chunked"), ("chunk", "reference")):
         raise ValueError(
             f"`backend={backend!r}` has no mode {mode!r}: 'chunked' works in chunks, 'reference' token by token; "
             "leave one of the two at 'auto'."
         )
     if backend == "auto":
+        if takes_triton(tensors):
+            return "triton"
         return "reference" if mode == "recurrent" else "chunked"
     return backend
 

@@ -7,20 +7,21 @@ Inside a chunk that starts from the state `S`, with `c` the running sum of the l
     (I + L) U = A S^T + M V                                                               [BT, V]
     O = R S^T + P V - Q U,    S_next = (S + V^T D - U^T B) e^c_last
 
-as in `chunked.py`. A step decays by at most exp(-0.6065), so that the factors of a chunk of 32 stay within e^(+-20) and
-need no centring. One program owns a head and a block of its values: rows of `S` do not depend on each other.
+as in `chunked.py`. A step decays by at most exp(-0.6065), so that the factors of a chunk of 16 stay within e^(+-10)
+and need no centring. One program owns a head and a block of its values: rows of `S` do not depend on each other.
 
-A scan of few heads over many tokens is cut into segments that run in parallel. A segment maps the state it starts from
-to `S X + Y`; `wkv7_segments` computes `X` (`K x K`) and `Y`, `wkv7_combine` passes states from segment to segment, and
-the scan proper then starts everywhere at once. The gradient goes the same way back.
+A scan of few heads over many tokens is cut into segments that run in parallel. A segment maps the state it starts
+from to `S X + Y`; `wkv7_segments_kernel` computes `X` (`K x K`) and `Y`, `wkv7_combine_kernel` passes states from
+segment to segment, and the scan proper then starts everywhere at once. The gradient goes the same way back.
 
-Bytes per token and head, K = V = 64, bf16 (the least that a forward must move is 7 rows of 128 B: r w k v kappa a o):
+Bytes per token and head, K = V = 64, bf16 (the least: forward 7 rows of 128 B, r w k v kappa a o; both 20 rows):
 
-    forward, inference    896
-    forward, training     896 + 512 for the states at the starts of chunks of 32 tokens
-    backward            2,176 = 896 (r w k v kappa a do) + 512 (states) + 768 (dr dw dk dv dkappa da)
-    in segments           640 more forward (w k v kappa a) and 640 more backward (r w kappa a do), and
-                          `(2 V + K) K` floats per segment, at least 256 tokens long: 192 B at most
+    forward                896
+    forward, kept states 1,024 more, for 64 x 64 floats every 16 tokens, where a gradient will be asked for
+    backward             2,688 = 896 (r w k v kappa a do) + 1,024 (states) + 768 (dr dw dk dv dkappa da)
+    both                 4,608, 1.8 times the least
+    in segments            640 more forward (w k v kappa a), 640 more backward (r w kappa a do), and 4 (forward) and
+                           4 (backward) `V K` or `K K` floats each way per segment of at least 256 tokens
 """
 
 import triton

@@ -1,10 +1,10 @@
 """`wkv7` on Triton as custom operators of PyTorch: opaque to `torch.compile` and `torch.export`, with their gradients.
 
 One forward launch, one backward launch; where few heads meet many tokens two more of each, which let segments of the
-sequence run in parallel. What a kernel is started with is fixed by the shapes alone: nothing is tuned while a user waits.
+sequence run in parallel. What a kernel is started with follows from the shapes: nothing is tuned while a user waits.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.library import custom_op
@@ -22,7 +22,10 @@ from .triton_wkv7 import (
 CHUNK_SIZE = 16  # 32 would halve the states that are kept, but its backward spills registers
 ENOUGH_PROGRAMS = 256  # about two for each multiprocessor of a large GPU
 MIN_SEGMENT = 16  # chunks: below, passing states between segments costs more than it saves
-NO_GRADIENT = "wkv7 on Triton has first derivatives only; use backend='chunked' for derivatives of gradients."
+
+
+def ceil_div(x: int, y: int) -> int:
+    return -(-x // y)
 
 
 class Sizes(NamedTuple):
@@ -36,7 +39,7 @@ class Sizes(NamedTuple):
 
     @property
     def chunks(self) -> int:
-        return -(-self.length // CHUNK_SIZE)
+        return ceil_div(self.length, CHUNK_SIZE)
 
     @property
     def programs(self) -> int:
@@ -44,7 +47,8 @@ class Sizes(NamedTuple):
 
 
 def sizes_of(k: torch.Tensor, v: torch.Tensor) -> Sizes:
-    return Sizes(*k.shape, v.shape[-1])
+    batch_size, length, heads, head_dim = k.shape
+    return Sizes(batch_size, length, heads, head_dim, v.shape[-1])
 
 
 def block_size(width: int) -> int:
@@ -54,22 +58,24 @@ def block_size(width: int) -> int:
 
 def number_of_segments(sizes: Sizes) -> int:
     """How many parts of a sequence run in parallel: 1 where heads alone fill the GPU."""
-    wanted = min(-(-ENOUGH_PROGRAMS // max(1, sizes.programs)), sizes.chunks // MIN_SEGMENT)
+    wanted = min(ceil_div(ENOUGH_PROGRAMS, max(1, sizes.programs)), sizes.chunks // MIN_SEGMENT)
     if wanted < 2:
         return 1
-    return -(-sizes.chunks // -(-sizes.chunks // wanted))
+    return ceil_div(sizes.chunks, ceil_div(sizes.chunks, wanted))
 
 
-def strided(*tensors: torch.Tensor | None) -> tuple[list[torch.Tensor | None], list[int]]:
+def strided(*tensors: torch.Tensor | None) -> tuple[list[Any], list[int]]:
     """Tensors `[B, T, H, D]` whose last dimension is contiguous, and their other strides, in a row."""
     dense = [x if x is None or x.stride(-1) == 1 else x.contiguous() for x in tensors]
     return dense, [stride for x in dense for stride in ((0, 0, 0) if x is None else x.stride()[:3])]
 
 
-def needs_wide_offsets(sizes: Sizes, strides: list[int]) -> bool:
-    """Whether an offset inside one batch element's sequence takes more than 32 bits."""
+def chunk_constants(sizes: Sizes, strides: list[int], *tensors: torch.Tensor | None) -> dict[str, Any]:
+    """Constants of every kernel that walks over chunks; offsets of 64 bits only where a sequence needs them."""
     largest = max(*strides[1::3], sizes.heads * max(sizes.K, sizes.V))
-    return (sizes.chunks + 1) * CHUNK_SIZE * largest >= 2**31
+    constants = {"K": sizes.K, "V": sizes.V, "BK": block_size(sizes.K), "BT": CHUNK_SIZE}
+    wide = (sizes.chunks + 1) * CHUNK_SIZE * largest >= 2**31
+    return {**constants, "WIDE": wide, "PRECISION": dot_precision(*tensors)}
 
 
 def forward_options(sizes: Sizes, segments: int, precision: str) -> dict[str, int]:
@@ -103,15 +109,14 @@ def wkv7_operator(
     sizes = sizes_of(k, v)
     o, final_state, saved, transitions = empty_results(r, k, v, segments, save)
     (r, w, k, v, kappa, a), strides = strided(r, w, k, v, kappa, a)
-    constants = {"K": sizes.K, "V": sizes.V, "BK": block_size(sizes.K)}
-    constants["PRECISION"] = dot_precision(r, w, k, v, kappa, a)
-    per_segment = -(-sizes.chunks // segments)
+    constants = chunk_constants(sizes, strides, r, w, k, v, kappa, a)
+    per_segment = ceil_div(sizes.chunks, segments)
     starts = contiguous(initial_state)
     if segments > 1:
         made = transitions if save else k.new_empty(transitions_shape(sizes, segments), dtype=torch.float32)
         starts = starts_of_segments(sizes, (w, k, v, kappa, a), strides[3:], starts, made, constants)
-    options = {"BT": CHUNK_SIZE, "WIDE": needs_wide_offsets(sizes, strides), **forward_options(sizes, segments, constants["PRECISION"])}
-    grid = (sizes.programs * -(-sizes.V // options["BV"]), segments)
+    options = forward_options(sizes, segments, constants["PRECISION"])
+    grid = (sizes.programs * ceil_div(sizes.V, options["BV"]), segments)
     results = (o if r is not None else None, starts, final_state, saved if save else None)
     arguments = (r, w, k, v, kappa, a, *results, *strides, sizes.length, sizes.heads, per_segment, segments)
     launch(wkv7_forward_kernel, grid, *arguments, **options, **constants)
@@ -126,9 +131,9 @@ def starts_of_segments(sizes, writes, strides, start, transitions, constants) ->
     """`[B, H, segments, V, K]`: the state that each segment starts from. Fills `transitions`."""
     segments = transitions.shape[2]
     written = transitions.new_empty(state_shape(sizes, segments))
-    arguments = (*writes, transitions, written, *strides, sizes.length, sizes.heads, -(-sizes.chunks // segments))
-    options = {"BV": block_size(sizes.V), "BT": CHUNK_SIZE, "num_warps": 8, "WIDE": needs_wide_offsets(sizes, strides)}
-    launch(wkv7_segments_kernel, (sizes.programs, segments), *arguments, segments, **options, **constants)
+    arguments = (*writes, transitions, written, *strides, sizes.length, sizes.heads, ceil_div(sizes.chunks, segments))
+    grid, options = (sizes.programs, segments), {"BV": block_size(sizes.V), "num_warps": 8}
+    launch(wkv7_segments_kernel, grid, *arguments, segments, **options, **constants)
     return pass_through_segments(sizes, start, transitions, written, constants, reverse=False)
 
 
@@ -137,8 +142,9 @@ def pass_through_segments(sizes, start, transitions, added, constants, reverse: 
     segments = transitions.shape[2]
     passed = transitions.new_empty(state_shape(sizes, segments))
     BV = min(block_size(sizes.V), 32)
-    grid = (sizes.programs * -(-sizes.V // BV),)
-    options = {"BV": BV, "REVERSE": reverse, "num_warps": 4, **constants}
+    grid = (sizes.programs * ceil_div(sizes.V, BV),)
+    options = {name: constants[name] for name in ("K", "V", "BK", "PRECISION")}
+    options |= {"BV": BV, "REVERSE": reverse, "num_warps": 4}
     launch(wkv7_combine_kernel, grid, start, transitions, added, passed, segments, **options)
     return passed
 
@@ -176,20 +182,26 @@ def wkv7_backward_operator(
     """Gradients of r (empty without), w, k, v, kappa, a and the initial state."""
     sizes = sizes_of(k, v)
     reads = r is not None and d_o is not None
-    gradients = [x.new_empty(x.shape) if x is not None else None for x in (r if reads else None, w, k, v, kappa, a)]
-    d_r = gradients[0] if reads else zeros_or_empty(r, k)
-    (r, w, k, v, kappa, a, d_o), strides = strided(r if reads else None, w, k, v, kappa, a, d_o if reads else None)
-    constants = {"K": sizes.K, "V": sizes.V, "BK": block_size(sizes.K)}
-    constants["PRECISION"] = dot_precision(r, w, k, v, kappa, a)
+    if not reads:
+        d_r, r, d_o = zeros_or_empty(r, k), None, None
+    gradients: list[Any] = [None if x is None else x.new_empty(x.shape) for x in (r, w, k, v, kappa, a)]
+    (r, w, k, v, kappa, a, d_o), strides = strided(r, w, k, v, kappa, a, d_o)
+    constants = chunk_constants(sizes, strides, r, w, k, v, kappa, a)
     if segments > 1:
         d_states = ends_of_segments(sizes, (r, w, kappa, a, d_o), strides, d_final, transitions, constants)
+    elif d_final is None:
+        d_states = saved.new_zeros(state_shape(sizes, 1))
     else:
-        d_states = saved.new_zeros(state_shape(sizes, 1)) if d_final is None else d_final[:, :, None].clone()
+        d_states = d_final[:, :, None].clone(memory_format=torch.contiguous_format)
     arguments = (r, w, k, v, kappa, a, d_o, saved, d_states, *gradients, *strides)
-    counts = (sizes.length, sizes.heads, -(-sizes.chunks // segments), segments)
-    options = {"BV": min(block_size(sizes.V), 32), "BT": CHUNK_SIZE, "num_warps": 8, "WIDE": needs_wide_offsets(sizes, strides)}
-    launch(wkv7_backward_kernel, (sizes.programs, segments), *arguments, *counts, **options, **constants)
-    return d_r, *gradients[1:], d_states[:, :, 0].clone()
+    counts = (sizes.length, sizes.heads, ceil_div(sizes.chunks, segments), segments)
+    grid, options = (sizes.programs, segments), {"BV": min(block_size(sizes.V), 32), "num_warps": 8}
+    launch(wkv7_backward_kernel, grid, *arguments, *counts, **options, **constants)
+    return (
+        gradients[0] if reads else d_r,
+        *gradients[1:],
+        d_states[:, :, 0].clone(memory_format=torch.contiguous_format),
+    )
 
 
 def state_shape(sizes: Sizes, segments: int) -> tuple[int, ...]:
@@ -206,9 +218,8 @@ def ends_of_segments(sizes, tensors, strides, end, transitions, constants) -> to
     if tensors[-1] is not None:
         added = transitions.new_empty(state_shape(sizes, segments))
         strides = [*strides[:6], *strides[12:]]  # of r, w, kappa, a, do
-        counts = (sizes.length, sizes.heads, -(-sizes.chunks // segments), segments)
-        options = {"BV": block_size(sizes.V), "BT": CHUNK_SIZE, "num_warps": 8, "WIDE": needs_wide_offsets(sizes, strides)}
-        grid = (sizes.programs, segments)
+        counts = (sizes.length, sizes.heads, ceil_div(sizes.chunks, segments), segments)
+        grid, options = (sizes.programs, segments), {"BV": block_size(sizes.V), "num_warps": 8}
         launch(wkv7_segments_backward_kernel, grid, *tensors, added, *strides, *counts, **options, **constants)
     return pass_through_segments(sizes, contiguous(end), transitions, added, constants, reverse=True)
 
@@ -254,7 +265,7 @@ def wkv7_recurrent_operator(
     o, final_state, _, _ = empty_results(r, k, v, 1, False)
     (r, w, k, v, kappa, a), strides = strided(r, w, k, v, kappa, a)
     BV = min(block_size(sizes.V), 32)
-    grid = (sizes.programs * -(-sizes.V // BV),)
+    grid = (sizes.programs * ceil_div(sizes.V, BV),)
     tensors = (r, w, k, v, kappa, a, o if r is not None else None, contiguous(initial_state), final_state)
     constants = {"K": sizes.K, "V": sizes.V, "BK": block_size(sizes.K), "BV": BV, "num_warps": 4}
     launch(wkv7_recurrent_kernel, grid, *tensors, *strides, sizes.length, sizes.heads, **constants)
