@@ -127,6 +127,8 @@ class Benchmark:
     def __init__(self, config: BenchmarkConfig):
         self.config = config
         self.device, self.dtype = config.torch_device, config.torch_dtype
+        if self.device.index is not None:
+            torch.accelerator.set_device_index(self.device.index)
         self.stopwatch = Stopwatch(self.device)
         self.seconds = config.seconds or SECONDS[self.device.type]
         self.start = time.perf_counter()
@@ -181,8 +183,8 @@ class Benchmark:
     def too_much(self, case: Case, name: str) -> Row | None:
         """A row that says why a side is not measured: memory, or time."""
         estimate = HOW[case.kind].estimate(case, name, self.dtype)
-        free = free_memory(self.device)
-        if self.device.type == "cpu" and estimate.memory > LARGEST_SHARE_OF_MEMORY * free:
+        free = free_memory()
+        if self.device.type == "cpu" and estimate.memory > LARGEST_SHARE_OF_MEMORY * free:  # a GPU says so in time
             needed, has = (f"{x / 2**30:.0f} GiB" for x in (estimate.memory, free))
             return {"not_run": f"would need about {needed} of memory, {has} are free", "because": "memory"}
         expected = 1e-3 * estimate.work * self.pace.get((case.kind, case.direction, name), 0.0)

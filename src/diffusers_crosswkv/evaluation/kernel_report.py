@@ -66,13 +66,10 @@ def shape_of(row: Row) -> tuple:
 
 
 def run_tables(path: Path, this_run: Row, kinds: Sequence[str]) -> str:
-    """The table of one machine's rows, and how the layers compare over Stable Diffusion's shapes."""
+    """The table of one machine's rows, and the ratios between the sides."""
     rows = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()]
     results = Results(row for row in rows if all(row[name] == this_run[name] for name in PLACE))
-    parts = [machine(results), table(results, kinds)]
-    if "layer" in kinds:
-        parts += ["Time of softmax / time of crosswkv:", summary(results)]
-    return "\n\n".join(parts)
+    return "\n\n".join([machine(results), table(results, kinds), summaries(results, kinds)])
 
 
 def table(results: Results, kinds: Sequence[str] = KINDS) -> str:
@@ -130,14 +127,42 @@ def shape_in_words(row: Row) -> str:
     return " ".join([*(f"{word} {row[x]}" for x, word in names.items() if row[x] is not None), row["direction"]])
 
 
-def summary(results: Results) -> str:
-    """How many times as fast as softmax a layer is that reads a prompt state, per shape and over the three."""
+def layer_summary(results: Results) -> str:
+    """Time of softmax over the time of a layer that reads a prompt state, per shape and over the three."""
     header = ["batch", "text tokens", *(f"D {width}, T {tokens}" for width, tokens in STABLE_DIFFUSION)]
     rows = [
         [str(batch), str(length), *(f"{x:.2f}" for x in ratios), f"**{geometric_mean(ratios):.2f}**"]
         for batch, length, ratios in results.layer_means()
     ]
-    return markdown([*header, "geometric mean"], rows) if rows else "The layer was not measured."
+    return markdown([*header, "geometric mean"], rows) if rows else ""
+
+
+def width_summary(results: Results, kind: str, implementation: str, along: str, inverse: bool = False) -> str:
+    """Time of the baseline over that of an implementation (or the inverse) per shape, widths side by side."""
+    found: dict[tuple, dict[int, str]] = {}
+    for row in sorted(results.of(kind=kind, implementation=implementation), key=order_of):
+        if (speedup := results.speedup(row)) is not None:
+            place = (row["direction"], row["batch"], row[along])
+            found.setdefault(place, {})[row["width"]] = f"{1 / speedup if inverse else speedup:.2f}"
+    rows = [[*map(str, place), *(of.get(width, "") for width in WIDTHS)] for place, of in sorted(found.items())]
+    return markdown(["pass", "batch", "tokens", *(f"D {x}" for x in WIDTHS)], rows) if rows else ""
+
+
+def summaries(results: Results, kinds: Sequence[str] = KINDS) -> str:
+    """The ratios that the goals are about, of what was measured."""
+    tables = {
+        "layer": {"Time of softmax / time of crosswkv, one layer:": layer_summary(results)},
+        "text": {
+            "Time of the text's scan / time of its projections:": width_summary(
+                results, "text", "scan", "text_tokens", inverse=True
+            )
+        },
+        "scan": {
+            "Time of `chunk_rwkv7` / time of triton:": width_summary(results, "scan", "triton", "tokens"),
+        },
+    }
+    parts = [part for kind in kinds for pair in tables.get(kind, {}).items() if pair[1] for part in pair]
+    return "\n\n".join(parts)
 
 
 def load(path: Path) -> dict[str, Results]:
@@ -194,8 +219,7 @@ def section(folder: Path, name: str, results: Results) -> str:
             f"## {machine(results)}",
             f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}; commit {commits}; {versions}. "
             f"All rows: [{name}.md]({name}.md).",
-            "How many times as fast as the stock softmax layer a CrossWKV layer is that reads a prompt state:",
-            summary(results),
+            summaries(results),
             *pictures,
         ]
     )

@@ -1,6 +1,7 @@
 """Softmax cross-attention as Stable Diffusion has it against CrossWKV that reads a prompt state, and their parts."""
 
 import copy
+import functools
 from collections.abc import Callable
 from functools import partial
 
@@ -14,21 +15,34 @@ from ..models.attention_processor import PreparedText
 from ..models.crosswkv import previous_tokens
 from ..models.text_scan import scan_text
 from ..models.unet_dir7 import install_crosswkv
-from .kernel_cases import HEAD_DIM, STOCK_HEADS, TEXT_DIM, Case, Estimate, Side, Sides, relative_rms, tensor_bytes
+from .kernel_cases import (
+    HEAD_DIM,
+    STOCK_HEADS,
+    TEXT_DIM,
+    WIDTHS,
+    Case,
+    Estimate,
+    Side,
+    Sides,
+    relative_rms,
+    tensor_bytes,
+)
 
 COMPARED_TOKENS = 256  # image tokens are independent of each other, so a reference needs no more
 PERTURBATION = 0.02  # a fresh layer's gate is the same for all tokens: weights are moved away from that
 
 
+@functools.lru_cache(maxsize=2 * len(WIDTHS))
 def make_attention(width: int, device: torch.device, dtype: torch.dtype, crosswkv: bool) -> Attention:
     """Stable Diffusion 1.5's cross-attention of one width, or CrossWKV with the defaults of our U-Net in its place."""
-    torch.manual_seed(0)
     heads = {"heads": STOCK_HEADS, "dim_head": width // STOCK_HEADS}
-    attn = Attention(width, TEXT_DIM, **heads, processor=AttnProcessor2_0())
-    if crosswkv:
-        install_crosswkv(attn, None, {"head_dim": HEAD_DIM, "fusion": "state"})
-    for parameter in attn.parameters():
-        parameter.data += PERTURBATION * torch.randn_like(parameter)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        attn = Attention(width, TEXT_DIM, **heads, processor=AttnProcessor2_0())
+        if crosswkv:
+            install_crosswkv(attn, None, {"head_dim": HEAD_DIM, "fusion": "state"})
+        for parameter in attn.parameters():
+            parameter.data += PERTURBATION * torch.randn_like(parameter)
     return attn.to(device, dtype).eval().requires_grad_(False)
 
 

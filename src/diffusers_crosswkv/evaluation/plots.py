@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
+from matplotlib import ticker
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -28,6 +29,8 @@ def cost_curves(path: Path, title: str, xlabel: str, panels: Mapping[str, Mappin
         ticks = sorted({point[0] for curve in curves.values() for point in curve.points})
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
         axes.set_xticks(ticks, [f"{x:g}" for x in ticks], rotation=45)
         axes.minorticks_off()
         axes.set_title(heading, fontsize=10)
