@@ -189,7 +189,7 @@ class Benchmark:
             return {"not_run": f"would need about {needed} of memory, {has} are free", "because": "memory"}
         expected = 1e-3 * estimate.work * self.pace.get((case.kind, case.direction, name), 0.0)
         if expected > self.seconds / CALLS_PER_RUN:
-            reason = f"one call would take about {expected:.0f} s, too long for a run of {self.seconds:.0f} s"
+            reason = f"one call would take about {expected:.2g} s, too long for a run of {self.seconds:.0f} s"
             return {"not_run": reason, "because": "time"}
         if time.perf_counter() - self.start > self.seconds:
             return {"not_run": f"the run's {self.seconds:.0f} s were over; call again to go on", "because": UNFINISHED}

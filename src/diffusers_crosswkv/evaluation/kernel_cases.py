@@ -75,7 +75,12 @@ def cases(device_type: str, quick: bool = False, kinds: tuple[str, ...] = KINDS)
     batches = (2,) if quick or device_type == "cpu" else (2, 16)
     made = {
         "layer": [Case("layer", "forward", b, *shape) for b in batches for shape in layer_shapes(quick)],
-        "attention": [Case("attention", "forward", b, *shape) for b in batches for shape in layer_shapes(quick)],
+        "attention": [
+            Case("attention", "forward", b, *shape)
+            for b in batches
+            for shape in layer_shapes(quick)
+            if not quick or shape[-1] == 77
+        ],
         "text": [
             Case("text", "forward", b, width, None, length)
             for b in batches
@@ -93,7 +98,7 @@ def cases(device_type: str, quick: bool = False, kinds: tuple[str, ...] = KINDS)
     return [case for kind in KINDS if kind in kinds for case in sorted(made[kind], key=lambda case: case.size)]
 
 
-def layer_shapes(quick: bool) -> list[tuple[int, int, int]]:
+def layer_shapes(quick: bool = False) -> list[tuple[int, int, int]]:
     """Width, image tokens, text tokens: those of Stable Diffusion, and more image tokens for the plots."""
     lengths = TEXT_LENGTHS[:2] if quick else TEXT_LENGTHS
     shapes = [(width, tokens, length) for width, tokens in STABLE_DIFFUSION for length in lengths]
