@@ -229,9 +229,17 @@ def draw(folder: Path, name: str, results: Results) -> list[tuple[Path, str]]:
     """The plots for which there are rows."""
     drawn = []
     for what, (title, xlabel, panels) in {
-        "prompt-length": ("Cost of one layer against prompt length", "prompt length L, tokens", by_length(results)),
-        "image-tokens": ("Cost of one layer against image tokens", "image tokens T", by_image_tokens(results)),
-        "scan": ("Cost of the recurrence against its length", "tokens T", by_scanned(results)),
+        "prompt-length": (
+            "One layer, one denoising step, against prompt length",
+            "prompt length L, tokens",
+            by_length(results),
+        ),
+        "image-tokens": (
+            "One layer, one denoising step, against image tokens",
+            "image tokens T",
+            by_image_tokens(results),
+        ),
+        "scan": ("The recurrence against its length", "tokens T", by_scanned(results)),
     }.items():
         panels = {heading: curves for heading, curves in panels.items() if curves}
         if panels:

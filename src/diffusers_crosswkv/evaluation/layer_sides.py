@@ -71,12 +71,14 @@ def error_at(case: Case) -> str:
 def layer_estimate(case: Case, name: str, dtype: torch.dtype) -> Estimate:
     """Of `layer`, `attention` and `text`."""
     tokens, length = case.tokens or 0, case.text_tokens or 0
-    rows = tokens or length
-    multiplied = case.width * (2 * rows * case.width + 2 * length * TEXT_DIM)
-    if name in ("softmax", "sdpa"):
-        multiplied = 2 * case.width * tokens * length + (multiplied if name == "softmax" else 0)
+    of_text, of_image, reading = 2 * length * TEXT_DIM, 2 * tokens * case.width, 2 * tokens * HEAD_DIM
+    multiplied = {
+        "softmax": of_text + of_image + 2 * tokens * length,
+        "crosswkv": of_image + reading,
+        "sdpa": 2 * tokens * length,
+    }.get(name, of_text if case.kind == "text" else reading)
     copies = 60 if case.kind == "text" else 10  # a guess at the intermediate tensors of the width of a token
-    return Estimate(float(case.batch * multiplied), copies * case.size * dtype.itemsize)
+    return Estimate(float(case.batch * case.width * multiplied), copies * case.size * dtype.itemsize)
 
 
 def layer_sides(case: Case, device: torch.device, dtype: torch.dtype) -> Sides:

@@ -141,10 +141,8 @@ def error_at(case: Case) -> str:
 
 def scans_that_cannot_run(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
     """Names of [`SCANS`] that have no chance on this machine, and why."""
-    reasons = {}
     reason = fla_convention.cannot_run(device)
-    if reason is not None:
-        reasons |= dict.fromkeys(FLA, reason)
+    reasons = {} if reason is None else dict.fromkeys(FLA, reason)
     if device.type == "cpu":
         return reasons | {"triton": "Triton kernels need a GPU; their interpreter on a CPU is no measure"}
     try:

@@ -87,6 +87,20 @@ def test_peak_memory_counts_what_is_held_at_once():
     assert 8_000_000 <= peak_memory(call, CPU) < 8_100_000
 
 
+def test_launches_count_each_tensor_argument_once(monkeypatch):
+    jit = pytest.importorskip("triton.runtime.jit", reason="triton is not installed")
+    started = []
+    monkeypatch.setattr(jit.JITFunction, "run", lambda *arguments, **options: started.append(options))
+    before = jit.JITFunction.run
+    x, y = torch.zeros(10), torch.zeros(3, dtype=torch.float64)
+    with kernel_timing.count_launches() as launches:
+        jit.JITFunction.run(None, x, 7, grid=(1,), warmup=False, out=y)
+        jit.JITFunction.run(None, x[:5], grid=(1,), warmup=False)
+    assert (launches.count, launches.bytes) == (2, 40 + 24 + 20)
+    assert len(started) == 2
+    assert jit.JITFunction.run is before
+
+
 def test_every_case_has_a_place_in_the_shapes_of_the_issue():
     scans = [case for case in cases("cuda") if case.kind == "scan"]
     assert {case.tokens for case in scans} == {16, 77, 256, 512, 1024, 2048, 4096, 8192, 16384, 65536}
