@@ -186,7 +186,8 @@ class Benchmark:
         free = free_memory()
         if self.device.type == "cpu" and estimate.memory > LARGEST_SHARE_OF_MEMORY * free:  # a GPU says so in time
             needed, has = (f"{x / 2**30:.0f} GiB" for x in (estimate.memory, free))
-            return {"not_run": f"would need about {needed} of memory, {has} are free", "because": "memory"}
+            reason = f"would need about {needed} of memory, more than {LARGEST_SHARE_OF_MEMORY:.0%} of the {has} free"
+            return {"not_run": reason, "because": "memory"}
         expected = 1e-3 * estimate.work * self.pace.get((case.kind, case.direction, name), 0.0)
         if expected > self.seconds / CALLS_PER_RUN:
             reason = f"one call would take about {expected:.2g} s, too long for a run of {self.seconds:.0f} s"

@@ -116,7 +116,7 @@ def not_run_lines(results: Results, kinds: Sequence[str]) -> list[list[str]]:
     lines = []
     for (kind, implementation, _), rows in groups.items():
         first = rows[0]
-        where = "any shape" if first["batch"] is None else f"{len(rows)} shapes, the first: {shape_in_words(first)}"
+        where = "any shape" if first["batch"] is None else f"shapes: {len(rows)}, the first {shape_in_words(first)}"
         reason = f"not run ({where}): {first['not_run']}".replace("|", "/")
         lines.append([kind, *[""] * 4, implementation, reason, *[""] * (len(HEADER) - 7)])
     return lines

@@ -33,12 +33,12 @@ class Scan(NamedTuple):
     prepare: Callable[..., Tensors] = as_they_are
     has_backward: bool = True
     longest: int | None = None
-    intermediates: int = 2  # times the minimal bytes: a guess at the memory that a call needs
+    intermediates: int = 2  # times the minimal bytes, in float32: a guess at the memory that a call needs
 
 
 SCANS = {
     "triton": Scan(partial(run_backend, "triton")),
-    "chunked": Scan(partial(run_backend, "chunked"), intermediates=10),
+    "chunked": Scan(partial(run_backend, "chunked"), intermediates=5),
     "naive loop": Scan(partial(run_backend, "reference"), longest=LONGEST_LOOP, intermediates=40),
     "fla chunk": Scan(fla_convention.chunk, fla_convention.to_fla, intermediates=8),
     "fla recurrent": Scan(fla_convention.recurrent, fla_convention.to_fla, has_backward=False),
@@ -71,7 +71,8 @@ def scan_names(case: Case) -> list[str]:
 
 def scan_estimate(case: Case, name: str, dtype: torch.dtype) -> Estimate:
     size = scan_bytes(case.batch, case.tokens or 0, case.heads, HEAD_DIM, HEAD_DIM, dtype, case.backward)
-    return Estimate(work=float(case.size), memory=size * (1 + SCANS[name].intermediates))
+    memory = size * (1 + SCANS[name].intermediates * max(1, 4 // dtype.itemsize))
+    return Estimate(float(case.size), memory)
 
 
 def scan_sides(case: Case, device: torch.device, dtype: torch.dtype) -> Sides:
