@@ -3,7 +3,11 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3
 VENV ?= .venv
 PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart alignment judge test lint clean
+# The GPU targets run in a Python that has torch for its GPU, Diffusers and pytest already: nothing is installed.
+GPU_PYTHON ?= python3
+GPU_RUN = PYTHONPATH=src:kernels:$$PYTHONPATH TRANSFORMERS_VERBOSITY=error $(GPU_PYTHON)
+
+.PHONY: quickstart alignment judge kernel-bench gpu-bench gpu-test test lint clean
 
 quickstart: $(VENV)/.installed-quickstart
 	TRANSFORMERS_VERBOSITY=error $(VENV)/bin/python scripts/quickstart.py $(ARGS)
@@ -13,6 +17,15 @@ alignment: $(VENV)/.installed-benchmarks
 
 judge: $(VENV)/.installed-benchmarks
 	TRANSFORMERS_VERBOSITY=error $(VENV)/bin/python scripts/measure_judge.py $(ARGS)
+
+kernel-bench: $(VENV)/.installed-benchmarks
+	TRANSFORMERS_VERBOSITY=error $(VENV)/bin/python scripts/benchmark_kernels.py --device cpu $(ARGS)
+
+gpu-bench:
+	$(GPU_RUN) scripts/benchmark_kernels.py --device cuda $(ARGS)
+
+gpu-test:
+	CROSSWKV_TEST_DEVICE=cuda $(GPU_RUN) -m pytest tests/crosswkv_kernels $(ARGS)
 
 test: $(VENV)/.installed-tests
 	$(VENV)/bin/ruff check .

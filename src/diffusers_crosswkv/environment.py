@@ -12,7 +12,7 @@ def environment(device: torch.device) -> dict[str, str | int]:
     """Date, device and versions, for a row of results."""
     return {
         "date": datetime.date.today().isoformat(),
-        "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "device": str(device) if device.type == "cpu" else torch.get_device_module(device).get_device_name(device),
         "cores": os.cpu_count() or 0,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),

@@ -4,14 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
 from ..evaluation.alignment import Mean
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from ..evaluation.plots import finish, plt
 
 COLOURS = {
     "softmax": "#444444",
@@ -63,15 +60,6 @@ def recall_curves(path: Path, curves: Mapping[str, Sequence[tuple[int, float]]],
     axes.set_ylabel("recalled, %")
     axes.legend(frameon=False, fontsize=8)
     finish(figure, path)
-
-
-def finish(figure, path: Path) -> None:
-    for axes in figure.axes:
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120, metadata={"Software": None})
-    plt.close(figure)
 
 
 def side_by_side(path: Path, captions: Sequence[str], pictures: Mapping[str, Sequence[Image.Image]]) -> None:

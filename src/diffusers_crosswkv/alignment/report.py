@@ -9,11 +9,12 @@ from ..data.captions import LANGUAGES, PLACES
 from ..data.scene_splits import SPLITS
 from ..data.scenes import GRIDS
 from ..evaluation.alignment import METRICS, Mean, bootstrap, paired_difference
+from ..evaluation.tables import NOT_RUN, markdown
 from . import plots
 from .arms import MAIN_ARMS, Preset
 from .runs import BATCH, cut_sheet, measure_controls, scenes_of
 from .suite import PRESETS, RECALLS, ablations, folder_of, jobs_of
-from .tables import NOT_RUN, markdown, percent
+from .tables import percent
 
 Row = dict
 MAIN = [name for name in MAIN_ARMS if name != "no text"]

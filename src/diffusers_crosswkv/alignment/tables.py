@@ -1,10 +1,7 @@
 """Markdown tables of means."""
 
-from collections.abc import Sequence
-
 from ..evaluation.alignment import Mean
-
-NOT_RUN = "not run"
+from ..evaluation.tables import NOT_RUN
 
 
 def percent(mean: Mean | None, interval: bool = True) -> str:
@@ -13,8 +10,3 @@ def percent(mean: Mean | None, interval: bool = True) -> str:
         return NOT_RUN
     values = [f"{100 * x:.1f}" for x in (mean.mean, mean.low, mean.high)]
     return f"{values[0]} ({values[1]} to {values[2]})" if interval else values[0]
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -6,8 +6,9 @@ import pytest
 from diffusers_crosswkv.alignment.report import Results, language_table, length_means, search_page, write_report
 from diffusers_crosswkv.alignment.runs import write_json
 from diffusers_crosswkv.alignment.suite import folder_of
-from diffusers_crosswkv.alignment.tables import markdown, percent
+from diffusers_crosswkv.alignment.tables import percent
 from diffusers_crosswkv.evaluation.alignment import METRICS, Mean
+from diffusers_crosswkv.evaluation.tables import markdown
 
 
 def row(arm="state", seed=0, evaluation="same", **columns):
