@@ -86,7 +86,7 @@ def _as_launch(kernel: Any, arguments: tuple, constants: dict[str, Any], num_war
             held[name] = value  # Triton makes constants of these
         else:
             signature[name] = _type_of(value)
-    signature |= {name: "constexpr" for name in held}
+    signature |= dict.fromkeys(held, "constexpr")
     return Launch(kernel, {name: signature[name] for name in kernel.arg_names}, held, num_warps)
 
 

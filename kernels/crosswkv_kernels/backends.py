@@ -1,0 +1,49 @@
+"""Which of the two versions of a fused operator runs: its Triton kernels or plain PyTorch."""
+
+import torch
+
+try:
+    from . import triton_launch
+except ImportError:  # no Triton for this system, as on macOS
+    triton_launch = None  # type: ignore[assignment]
+
+BACKENDS = ("auto", "triton", "chunked")
+TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+WIDEST_HEAD = 128
+
+
+def takes_triton(backend: str, tensors: tuple[torch.Tensor | None, ...], widths: tuple[int, ...] = ()) -> bool:
+    """Whether a call with these tensors and head widths runs in Triton; `auto` takes it on GPUs, where it can.
+
+    Raises:
+        ValueError: an unknown backend.
+        RuntimeError: Triton was asked for and cannot run.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"`backend` must be one of {', '.join(BACKENDS)}, got {backend!r}.")
+    if backend == "chunked":
+        return False
+    present = [x for x in tensors if x is not None]
+    obstacle = find_obstacle(present, widths)
+    if backend == "triton" and obstacle:
+        raise RuntimeError(f"`backend='triton'` was asked for, but {obstacle}; or use backend='auto' or 'chunked'.")
+    on_gpu = triton_launch is not None and present[0].device.type in triton_launch.DEVICES
+    return backend == "triton" or (on_gpu and obstacle is None)
+
+
+def find_obstacle(tensors: list[torch.Tensor], widths: tuple[int, ...]) -> str | None:
+    """Why the kernels cannot run and what would help, or None if they can."""
+    device = tensors[0].device
+    if triton_launch is None:
+        return "triton cannot be imported: install it (Linux only)"
+    if not triton_launch.can_run(device):
+        return (
+            f"its kernels do not run on the device {str(device)!r}: move the tensors to a GPU, or set "
+            "TRITON_INTERPRET=1 before the first import to run them in Triton's interpreter, slowly"
+        )
+    for x in tensors:
+        if x.is_floating_point() and x.dtype not in TRITON_DTYPES:
+            return f"its kernels take float32, bfloat16 and float16, got {x.dtype}: convert the tensors"
+    if widths and max(widths) > WIDEST_HEAD:
+        return f"its kernels take heads of at most {WIDEST_HEAD} channels, got {max(widths)}: choose narrower heads"
+    return None
