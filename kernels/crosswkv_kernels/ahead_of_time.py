@@ -39,9 +39,7 @@ class Resources(NamedTuple):
 def compile_launch(launch: Launch, target: str) -> Resources:
     """Compile one recorded launch for a target of `TARGETS`."""
     divisible = {
-        (i,): [["tt.divisibility", 16]]
-        for i, name in enumerate(launch.kernel.arg_names)
-        if launch.signature[name].startswith("*")
+        (i,): [["tt.divisibility", 16]] for i, name in enumerate(launch.kernel.arg_names) if name in launch.divisible
     }
     places = {(launch.kernel.arg_names.index(name),): value for name, value in launch.constants.items()}
     source = ASTSource(launch.kernel, launch.signature, places, divisible)

@@ -30,6 +30,7 @@ class Launch(NamedTuple):
     signature: dict[str, str]
     constants: dict[str, Any]
     num_warps: int
+    divisible: frozenset[str]  # arguments that are multiples of 16, which Triton's compiler is told
 
 
 class Recorder:
@@ -52,6 +53,13 @@ def record_launches(vendor: str) -> Iterator[Recorder]:
         yield _recorder
     finally:
         _recorder = before
+
+
+def active_recorder() -> Recorder:
+    """The recorder of the `record_launches` that this is called in."""
+    if _recorder is None:
+        raise RuntimeError("Nothing records launches here; call this inside `with record_launches(vendor):`.")
+    return _recorder
 
 
 def can_run(device: torch.device) -> bool:
@@ -80,14 +88,16 @@ def dot_precision(*tensors: torch.Tensor | None) -> str:
 
 
 def _as_launch(kernel: Any, arguments: tuple, constants: dict[str, Any], num_warps: int) -> Launch:
-    signature, held = {}, dict(constants)
+    signature, held, divisible = {}, dict(constants), set()
     for name, value in zip(kernel.arg_names, arguments, strict=False):
         if value is None or value is True or value is False or (isinstance(value, int) and value == 1):
             held[name] = value  # Triton makes constants of these
         else:
             signature[name] = _type_of(value)
+            if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
+                divisible.add(name)
     signature |= dict.fromkeys(held, "constexpr")
-    return Launch(kernel, {name: signature[name] for name in kernel.arg_names}, held, num_warps)
+    return Launch(kernel, {name: signature[name] for name in kernel.arg_names}, held, num_warps, frozenset(divisible))
 
 
 def _type_of(value: Any) -> str:

@@ -83,7 +83,7 @@ def token_shift_mix(x: torch.Tensor, mu: torch.Tensor, previous: torch.Tensor | 
     x, mu, previous = rows(x), mu.contiguous(), optional_rows(previous)
     strides = (*row_strides(x, previous), y.stride(0))
     sizes = {"N": len(mu), "BT": BLOCK_T, "BD": BLOCK_D}
-    launch(mix_forward, grid(x), x, mu, previous, y, *strides, *x.shape[1:], num_warps=4, **sizes)
+    launch(mix_forward, grid(x), x, mu, previous, y, *strides, *x.shape[1:], num_warps=8, **sizes)
     return y
 
 
@@ -105,7 +105,7 @@ def token_shift_mix_backward(
     strides = (*dy.stride()[:3], *row_strides(x, previous))
     sizes = {"N": len(mu), "BT": BLOCK_T, "BD": BLOCK_D}
     tensors = (dy, x, mu, previous, dx, parts, dprevious)
-    launch(mix_backward, grid(x), *tensors, *strides, *x.shape[1:], num_warps=4, **sizes)
+    launch(mix_backward, grid(x), *tensors, *strides, *x.shape[1:], num_warps=8, **sizes)
     return dx, parts.sum(0).to(dmu.dtype), dprevious
 
 

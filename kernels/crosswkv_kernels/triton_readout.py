@@ -107,7 +107,7 @@ def readout_backward(
 def configuration(r: torch.Tensor, state: torch.Tensor) -> dict[str, Any]:
     V, K = state.shape[2:]
     BK, BV = (max(triton.next_power_of_2(x), 16) for x in (K, V))
-    warps = 8 if BK * BV > 64 * 64 else 4
+    warps = 8 if BK * BV >= 64 * 64 else 4
     precision = dot_precision(r, state)
     return {"K": K, "V": V, "BK": BK, "BV": BV, "BT": 32, "PRECISION": precision, "num_warps": warps}
 

@@ -1,7 +1,5 @@
 """`scan_readout` (equations 14 to 16) as one Triton kernel forward and one backward."""
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -96,10 +94,10 @@ def scan_readout_backward_kernel(
     tl.store(p_do + packed(i_row, H * V, o_v), b_dy, mask=m_rv)
 
 
-def configuration(r: torch.Tensor, v: torch.Tensor) -> dict[str, Any]:
+def configuration(r: torch.Tensor, v: torch.Tensor) -> dict[str, int]:
     K, V = r.shape[3], v.shape[3]
     BK, BV = triton.next_power_of_2(K), triton.next_power_of_2(V)
-    return {"K": K, "V": V, "BK": BK, "BV": BV, "BT": tokens_per_block(max(BK, BV)), "num_warps": 4}
+    return {"K": K, "V": V, "BK": BK, "BV": BV, "BT": tokens_per_block(max(BK, BV))}
 
 
 @torch.library.custom_op("crosswkv::scan_readout", mutates_args=())
@@ -124,7 +122,9 @@ def scan_readout(
     grid = (batch_size * triton.cdiv(length, options["BT"]), num_heads)
     sizes = (length, rows_read, num_heads, eps)
     strides = row_strides(o, r, k, v, gate)
-    launch(scan_readout_forward_kernel, grid, o, r, k, v, *parameters, gate, y, *strides, *sizes, **options)
+    launch(
+        scan_readout_forward_kernel, grid, o, r, k, v, *parameters, gate, y, *strides, *sizes, num_warps=4, **options
+    )
     return y
 
 
@@ -158,7 +158,7 @@ def scan_readout_backward(
     tensors = (dy, o, r, k, v, *parameters, gate, do, dr, dk, dv, *parts, dgate)
     sizes = (length, rows_read, num_heads, eps)
     strides = row_strides(dy, o, r, k, v, gate)
-    launch(scan_readout_backward_kernel, (num_blocks, num_heads), *tensors, *strides, *sizes, **options)
+    launch(scan_readout_backward_kernel, (num_blocks, num_heads), *tensors, *strides, *sizes, num_warps=8, **options)
     return [do, dr, dk, dv, *sum_parts(parts, dparameters), dgate]
 
 

@@ -52,7 +52,7 @@ def writes_forward(
     m_in = m_kept[:, None] & m_k[None, :]
     o_out = packed(i_row, H * K, o_k)
     b_decay = load(p_decay, offsets(i_b, o_t, s_decay_b, s_decay_t, o_k), m_in)
-    tl.store(p_w + o_out, tl.where(m_in, -MOST_DECAY * tl.sigmoid(b_decay), 0), mask=m)  # (8)
+    tl.store(p_w + o_out, tl.where(m_in, tl.sigmoid(b_decay) * -MOST_DECAY, 0), mask=m)  # (8)
     b_rate = load(p_rate, offsets(i_b, o_t, s_rate_b, s_rate_t, o_k), m_in)
     tl.store(p_a + o_out, tl.where(m_in, tl.sigmoid(b_rate), 0), mask=m)  # (9)
     b_key = load(p_key, offsets(i_b, o_t, s_key_b, s_key_t, o_k), m_in)
@@ -99,7 +99,7 @@ def writes_backward(
     o_out = packed(i_row, H * K, o_k)
     b_decay = load(p_decay, offsets(i_b, o_t, s_decay_b, s_decay_t, o_k), m_in)
     b_dw = load(p_dw, offsets(i_b, o_t, s_dw_b, s_dw_t, o_k), m_in)
-    tl.store(p_ddecay + o_out, -MOST_DECAY * b_dw * tl.sigmoid(b_decay) * tl.sigmoid(-b_decay), mask=m)
+    tl.store(p_ddecay + o_out, b_dw * tl.sigmoid(b_decay) * tl.sigmoid(-b_decay) * -MOST_DECAY, mask=m)
 
     b_key = load(p_key, offsets(i_b, o_t, s_key_b, s_key_t, o_k), m_in)
     b_slope = tl.full((BT, BK), 1, tl.float32)
@@ -215,7 +215,7 @@ def state_writes_backward(
     streams = [optional_rows(x) for x in inputs[:6]]
     tensors = (*cotangents, *streams, k_k.contiguous(), k_a.contiguous(), mask, *gradients[:6], *parts)
     strides = row_strides(*cotangents, *streams, mask)
-    launch(writes_backward, (num_blocks, num_heads), *tensors, *strides, length, num_heads, num_warps=4, **constants)
+    launch(writes_backward, (num_blocks, num_heads), *tensors, *strides, length, num_heads, num_warps=8, **constants)
     return [*gradients[:6], *sum_parts(parts, (k_k, k_a))]
 
 
