@@ -121,7 +121,8 @@ def keep_inputs(ctx, inputs, output) -> None:
 
 
 def gradients(ctx, dy: torch.Tensor):
-    return (*given(token_shift_mix_backward(dy, *ctx.saved_tensors), ctx.saved_tensors),)
+    inputs = ctx.saved_tensors  # once: a checkpoint recomputes them for each access
+    return (*given(token_shift_mix_backward(dy, *inputs), inputs),)
 
 
 token_shift_mix.register_autograd(gradients, setup_context=keep_inputs)

@@ -177,8 +177,9 @@ def keep_inputs(ctx, inputs, output) -> None:
 
 
 def gradients(ctx, do):
-    found = state_readout_backward(do, *ctx.saved_tensors, ctx.eps)
-    return *given(found, ctx.saved_tensors), None
+    inputs = ctx.saved_tensors  # once: a checkpoint recomputes them for each access
+    found = state_readout_backward(do, *inputs, ctx.eps)
+    return *given(found, inputs), None
 
 
 state_readout.register_autograd(gradients, setup_context=keep_inputs)

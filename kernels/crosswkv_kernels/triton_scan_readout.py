@@ -173,8 +173,9 @@ def keep_inputs(ctx, inputs, output) -> None:
 
 
 def gradients(ctx, dy):
-    found = scan_readout_backward(dy, *ctx.saved_tensors, ctx.eps)
-    return *given(found, ctx.saved_tensors), None
+    inputs = ctx.saved_tensors  # once: a checkpoint recomputes them for each access
+    found = scan_readout_backward(dy, *inputs, ctx.eps)
+    return *given(found, inputs), None
 
 
 scan_readout.register_autograd(gradients, setup_context=keep_inputs)
