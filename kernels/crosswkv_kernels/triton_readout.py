@@ -27,7 +27,8 @@ PROGRAMS = 528  # of a backward pass: four for each of 132 multiprocessors; more
 
 
 # A token and a head, K = V = 64, 16 bits: 384 bytes with a gate, 256 without. The state, 16 kB, is shared by all
-# tokens: programs of one head are neighbours and find it in cache.
+# tokens: programs of one head are neighbours and find it in cache. It stands on the left of products, transposed where
+# need be, because warps share out the rows of the left side: each of them holds a part of the state, not all of it.
 @triton.jit
 def readout_forward(
     p_r, p_S, p_weight, p_bias, p_gate, p_o, s_r_b, s_r_t, s_S_b, s_S_h, s_gate_b, s_gate_t, T, H, eps,
@@ -40,8 +41,8 @@ def readout_forward(
     m = m_t[:, None] & m_v[None, :]
     b_r = load(p_r, offsets(i_b, o_t, s_r_b, s_r_t, i_h * K + o_k), m_t[:, None] & m_k[None, :])
     p_S += i_b * s_S_b + i_h.to(tl.int64) * s_S_h
-    b_S = load(p_S, o_k[:, None] + o_v[None, :] * K, m_k[:, None] & m_v[None, :])  # [K, V]
-    b_o = tl.dot(b_r, b_S, input_precision=PRECISION)
+    b_S = load(p_S, o_v[:, None] * K + o_k[None, :], m_v[:, None] & m_k[None, :])
+    b_o = tl.trans(tl.dot(b_S, tl.trans(b_r), input_precision=PRECISION))
     o_v = i_h * V + o_v
     if p_weight is not None:
         b_o, _ = normalize(b_o, m_v, V, eps)
@@ -65,7 +66,7 @@ def readout_backward(
     m_k, m_v = o_k < K, o_v < V
     o_kt, o_vt = i_h * K + o_k, i_h * V + o_v
     p_S += i_b * s_S_b + i_h.to(tl.int64) * s_S_h
-    b_S = load(p_S, o_k[:, None] + o_v[None, :] * K, m_k[:, None] & m_v[None, :])  # [K, V]
+    b_S = load(p_S, o_v[:, None] * K + o_k[None, :], m_v[:, None] & m_k[None, :])
     b_dS = tl.zeros((BV, BK), tl.float32)
     b_dweight = tl.zeros((BV,), tl.float32)
     b_dbias = tl.zeros((BV,), tl.float32)
@@ -80,7 +81,7 @@ def readout_backward(
         b_do = load(p_do, offsets(i_b, o_t, s_do_b, s_do_t, o_vt), m)
         o_out = packed(i_b * T + o_t, H * V, o_vt)
         if p_weight is not None or p_gate is not None:
-            b_o = tl.dot(b_r, b_S, input_precision=PRECISION)
+            b_o = tl.trans(tl.dot(b_S, tl.trans(b_r), input_precision=PRECISION))
         if p_weight is not None:
             b_o, b_rstd = normalize(b_o, m_v, V, eps)
         if p_gate is not None:
@@ -94,7 +95,7 @@ def readout_backward(
             b_dweight += tl.sum(b_do * b_o, 0)
             b_dbias += tl.sum(b_do, 0)
             b_do = normalize_backward(b_do * b_weight, b_o, b_rstd, V)
-        b_dr = tl.dot(b_do, tl.trans(b_S), input_precision=PRECISION)
+        b_dr = tl.trans(tl.dot(tl.trans(b_S), tl.trans(b_do), input_precision=PRECISION))
         tl.store(p_dr + packed(i_b * T + o_t, H * K, o_kt), b_dr, mask=m_rt)
         b_dS += tl.dot(tl.trans(b_do), b_r, input_precision=PRECISION)
     p_dS += (i_part * H + i_h) * V * K
@@ -107,9 +108,10 @@ def readout_backward(
 def configuration(r: torch.Tensor, state: torch.Tensor) -> dict[str, Any]:
     V, K = state.shape[2:]
     BK, BV = (max(triton.next_power_of_2(x), 16) for x in (K, V))
-    warps = 8 if BK * BV >= 64 * 64 else 4
     precision = dot_precision(r, state)
-    return {"K": K, "V": V, "BK": BK, "BV": BV, "BT": 32, "PRECISION": precision, "num_warps": warps}
+    BT = 32 if precision == "tf32" and BK * BV <= 64 * 64 else 16  # else registers spill
+    warps = 8 if BK * BV >= 64 * 64 else 4
+    return {"K": K, "V": V, "BK": BK, "BV": BV, "BT": BT, "PRECISION": precision, "num_warps": warps}
 
 
 @torch.library.custom_op("crosswkv::state_readout", mutates_args=())
