@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import torch
 from crosswkv_kernels import backends, scan_readout, state_readout, state_writes, token_shift_mix
+from crosswkv_kernels.specimens import elementwise_specimens
 from torch.utils.checkpoint import checkpoint
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -269,6 +270,12 @@ def test_importing_works_without_triton():
 
 
 # ahead of time
+
+
+def test_specimens_are_recorded():
+    with pytest.raises(RuntimeError, match=r"Nothing records launches here; .* `with record_launches"):
+        elementwise_specimens()
+
 
 COMPILE = """
 import json, sys
