@@ -106,12 +106,11 @@ def test_lengths(length, rest, backend):
 
 
 @pytest.mark.full
-@ALL_RUNS
-@pytest.mark.parametrize("normed", [False, True])
-@pytest.mark.parametrize("size", [(64, 64), (16, 16), (128, 128), (48, 80), (33, 127)], ids=str)
-@pytest.mark.parametrize(("length", "rest"), [(1, 0), (15, 2), (16, 0), (17, 80), (63, 1), (77, 0), (1000, 24)])
-def test_grid(length, rest, size, normed, backend, dtype):
-    assert_accurate(make_inputs(length, *size, rest=rest, batch=1, normed=normed, dtype=dtype), backend, dtype)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("size", [(64, 64), (16, 16), (128, 128), (33, 127)], ids=str)
+@pytest.mark.parametrize(("length", "rest"), [(16, 0), (17, 80), (77, 0), (300, 20)])
+def test_grid(length, rest, size, dtype):
+    assert_accurate(make_inputs(length, *size, rest=rest, batch=1, dtype=dtype), "triton", dtype)
 
 
 @BOTH

@@ -124,8 +124,8 @@ def test_triton_groups_of_blocks(length, programs, monkeypatch):
 @pytest.mark.full
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("normed", [False, True])
-@pytest.mark.parametrize("size", [(64, 64), (16, 16), (128, 128), (48, 80), (33, 127)], ids=str)
-@pytest.mark.parametrize("length", [1, 31, 32, 33, 77, 1000])
+@pytest.mark.parametrize("size", [(64, 64), (16, 16), (128, 128), (33, 127)], ids=str)
+@pytest.mark.parametrize("length", [1, 33, 77, 300])
 def test_grid(length, size, normed, dtype):
     inputs = make_inputs(length, *size, dtype=dtype)
     assert_accurate(inputs if normed else without_norm(inputs), ERROR_BARS[dtype], "triton")

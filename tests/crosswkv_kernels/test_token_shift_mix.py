@@ -84,7 +84,7 @@ def test_gradients(length, width, ways, with_previous, dtype, backend):
 @pytest.mark.parametrize("dtype", GRADIENT_BARS, ids=str)
 @pytest.mark.parametrize("with_previous", [False, True])
 @pytest.mark.parametrize("width", [16, 100, 320])
-@pytest.mark.parametrize("length", [1, 31, 32, 33, 77, 1000])
+@pytest.mark.parametrize("length", [1, 31, 32, 33, 77, 300])
 def test_grid(length, width, with_previous, dtype):
     inputs = make_inputs(2, length, width, 4, dtype=dtype)[: 3 if with_previous else 2]
     assert_accurate(inputs, "triton", GRADIENT_BARS[dtype])
