@@ -9,6 +9,7 @@ from .triton_launch import Launch, active_recorder
 
 DTYPES = (torch.bfloat16, torch.float32)
 BATCH, LENGTH, HEADS = 2, 80, 3
+IMAGE_LENGTH = 8192  # so long that programs of a backward pass take several blocks each
 
 
 def elementwise_specimens(
@@ -55,8 +56,8 @@ def writes_specimen(K: int, V: int, dtype: torch.dtype) -> None:
 def state_readout_specimen(K: int, V: int, dtype: torch.dtype) -> None:
     """With and without norm."""
     for norm in (tensor(HEADS * V), None):
-        r, state = tensor(BATCH, LENGTH, HEADS, K, dtype=dtype), tensor(BATCH, HEADS, V, K)
-        gate = tensor(BATCH, LENGTH, HEADS * V, dtype=dtype)
+        r, state = tensor(BATCH, IMAGE_LENGTH, HEADS, K, dtype=dtype), tensor(BATCH, HEADS, V, K)
+        gate = tensor(BATCH, IMAGE_LENGTH, HEADS * V, dtype=dtype)
         state_readout(r, state, norm, norm, gate, backend="triton").sum().backward()
 
 

@@ -56,8 +56,9 @@ def readout_forward(
 @triton.jit
 def readout_backward(
     p_do, p_r, p_S, p_weight, p_bias, p_gate, p_dr, p_dS, p_dweight, p_dbias, p_dgate,
-    s_do_b, s_do_t, s_r_b, s_r_t, s_S_b, s_S_h, s_gate_b, s_gate_t, T, H, NG, NB, eps,
-    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BT: tl.constexpr, PRECISION: tl.constexpr,
+    s_do_b, s_do_t, s_r_b, s_r_t, s_S_b, s_S_h, s_gate_b, s_gate_t, T, H, NG, eps,
+    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BT: tl.constexpr, NB: tl.constexpr,
+    PRECISION: tl.constexpr, HOLD: tl.constexpr,
 ):  # fmt: skip
     i_h = tl.program_id(1)
     i_part = tl.program_id(0).to(tl.int64)
@@ -66,14 +67,17 @@ def readout_backward(
     m_k, m_v = o_k < K, o_v < V
     o_kt, o_vt = i_h * K + o_k, i_h * V + o_v
     p_S += i_b * s_S_b + i_h.to(tl.int64) * s_S_h
-    b_S = load(p_S, o_v[:, None] * K + o_k[None, :], m_v[:, None] & m_k[None, :])
+    if HOLD:
+        b_S = load(p_S, o_v[:, None] * K + o_k[None, :], m_v[:, None] & m_k[None, :])
     b_dS = tl.zeros((BV, BK), tl.float32)
     b_dweight = tl.zeros((BV,), tl.float32)
     b_dbias = tl.zeros((BV,), tl.float32)
     if p_weight is not None:
         b_weight = load(p_weight, o_vt, m_v)[None, :]
         b_bias = load(p_bias, o_vt, m_v)[None, :]
-    for i in range(NB):
+    for i in tl.range(0, NB, num_stages=1):  # blocks loaded ahead would not fit into shared memory
+        if not HOLD:  # from cache; held, it would take more shared memory than there is
+            b_S = load(p_S, o_v[:, None] * K + o_k[None, :], m_v[:, None] & m_k[None, :])
         o_t = (i_group * NB + i) * BT + tl.arange(0, BT)
         m_rt = (o_t < T)[:, None] & m_k[None, :]
         m = (o_t < T)[:, None] & m_v[None, :]
@@ -155,13 +159,15 @@ def state_readout_backward(
     options = configuration(r, state)
     num_blocks = max(triton.cdiv(length, options["BT"]), 1)
     groups = max(PROGRAMS // max(batch_size * num_heads, 1), 1)
-    blocks_per_group = triton.cdiv(num_blocks, groups)
+    blocks_per_group = triton.next_power_of_2(triton.cdiv(num_blocks, groups))  # so that few variants are compiled
     groups = triton.cdiv(num_blocks, blocks_per_group)
     parts = [x.new_empty(batch_size * groups, *x.shape[-1:], dtype=torch.float32) for x in dnorm]
     dstates = state.new_empty(batch_size, groups, *state.shape[1:], dtype=torch.float32)
     do, r, state, gate = rows(do), rows(r), rows(state), optional_rows(gate)
     tensors = (do, r, state, optional_contiguous(norm_weight), optional_contiguous(norm_bias), gate)
-    sizes = (length, num_heads, groups, blocks_per_group, eps)
+    hold = options["PRECISION"] == "tf32" or options["BK"] * options["BV"] <= 64 * 64
+    options |= {"NB": blocks_per_group, "HOLD": hold}
+    sizes = (length, num_heads, groups, eps)
     strides = row_strides(do, r, state, gate)
     grid = (batch_size * groups, num_heads)
     launch(readout_backward, grid, *tensors, dr, dstates, *parts, dgate, *strides, *sizes, **options)
