@@ -23,6 +23,7 @@ from .triton_blocks import (
 )
 from .triton_launch import dot_precision, launch
 
+WIDE_BLOCK_K = 32
 PROGRAMS = 528  # of a backward pass: four for each of 132 multiprocessors; more of them only add partial sums
 
 
@@ -53,22 +54,25 @@ def readout_forward(
 
 
 # A token and a head, K = V = 64, 16 bits: 640 bytes with a gate, 384 without, and two states a group of NB blocks.
+# A wide float32 state is more than registers or Blackwell's tensor memory hold: a program then writes the gradients of
+# BK of its columns, and all those of a head compute what was read.
 @triton.jit
 def readout_backward(
     p_do, p_r, p_S, p_weight, p_bias, p_gate, p_dr, p_dS, p_dweight, p_dbias, p_dgate,
     s_do_b, s_do_t, s_r_b, s_r_t, s_S_b, s_S_h, s_gate_b, s_gate_t, T, H, NG, eps,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BT: tl.constexpr, NB: tl.constexpr,
-    PRECISION: tl.constexpr, HOLD: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     i_h = tl.program_id(1)
     i_part = tl.program_id(0).to(tl.int64)
     i_b, i_group = i_part // NG, i_part % NG
-    o_k, o_v = tl.arange(0, BK), tl.arange(0, BV)
+    NK: tl.constexpr = (K + BK - 1) // BK
+    i_k = tl.program_id(2)
+    o_k, o_v = i_k * BK + tl.arange(0, BK), tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kt, o_vt = i_h * K + o_k, i_h * V + o_v
     p_S += i_b * s_S_b + i_h.to(tl.int64) * s_S_h
-    if HOLD:
-        b_S = load(p_S, o_v[:, None] * K + o_k[None, :], m_v[:, None] & m_k[None, :])
+    b_S = load(p_S, o_v[:, None] * K + o_k[None, :], m_v[:, None] & m_k[None, :])
     b_dS = tl.zeros((BV, BK), tl.float32)
     b_dweight = tl.zeros((BV,), tl.float32)
     b_dbias = tl.zeros((BV,), tl.float32)
@@ -76,8 +80,6 @@ def readout_backward(
         b_weight = load(p_weight, o_vt, m_v)[None, :]
         b_bias = load(p_bias, o_vt, m_v)[None, :]
     for i in tl.range(0, NB, num_stages=1):  # blocks loaded ahead would not fit into shared memory
-        if not HOLD:  # from cache; held, it would take more shared memory than there is
-            b_S = load(p_S, o_v[:, None] * K + o_k[None, :], m_v[:, None] & m_k[None, :])
         o_t = (i_group * NB + i) * BT + tl.arange(0, BT)
         m_rt = (o_t < T)[:, None] & m_k[None, :]
         m = (o_t < T)[:, None] & m_v[None, :]
@@ -86,14 +88,20 @@ def readout_backward(
         o_out = packed(i_b * T + o_t, H * V, o_vt)
         if p_weight is not None or p_gate is not None:
             b_o = tl.trans(tl.dot(b_S, tl.trans(b_r), input_precision=PRECISION))
+            for j in tl.static_range(1, NK):
+                o_j = (i_k + j) % NK * BK + tl.arange(0, BK)
+                m_rj = (o_t < T)[:, None] & (o_j < K)[None, :]
+                b_rj = load(p_r, offsets(i_b, o_t, s_r_b, s_r_t, i_h * K + o_j), m_rj)
+                b_Sj = load(p_S, o_v[:, None] * K + o_j[None, :], m_v[:, None] & (o_j < K)[None, :])
+                b_o += tl.trans(tl.dot(b_Sj, tl.trans(b_rj), input_precision=PRECISION))
         if p_weight is not None:
             b_o, b_rstd = normalize(b_o, m_v, V, eps)
         if p_gate is not None:
             b_gate = load(p_gate, offsets(i_b, o_t, s_gate_b, s_gate_t, o_vt), m)
             if p_weight is not None:
-                tl.store(p_dgate + o_out, b_do * (b_o * b_weight + b_bias), mask=m)
+                tl.store(p_dgate + o_out, b_do * (b_o * b_weight + b_bias), mask=m & (i_k == 0))
             else:
-                tl.store(p_dgate + o_out, b_do * b_o, mask=m)
+                tl.store(p_dgate + o_out, b_do * b_o, mask=m & (i_k == 0))
             b_do *= b_gate
         if p_weight is not None:
             b_dweight += tl.sum(b_do * b_o, 0)
@@ -105,8 +113,8 @@ def readout_backward(
     p_dS += (i_part * H + i_h) * V * K
     tl.store(p_dS + o_v[:, None] * K + o_k[None, :], b_dS, mask=m_v[:, None] & m_k[None, :])
     if p_weight is not None:
-        tl.store(p_dweight + i_part * H * V + o_vt, b_dweight, mask=m_v)
-        tl.store(p_dbias + i_part * H * V + o_vt, b_dbias, mask=m_v)
+        tl.store(p_dweight + i_part * H * V + o_vt, b_dweight, mask=m_v & (i_k == 0))
+        tl.store(p_dbias + i_part * H * V + o_vt, b_dbias, mask=m_v & (i_k == 0))
 
 
 def configuration(r: torch.Tensor, state: torch.Tensor) -> dict[str, Any]:
@@ -165,11 +173,12 @@ def state_readout_backward(
     dstates = state.new_empty(batch_size, groups, *state.shape[1:], dtype=torch.float32)
     do, r, state, gate = rows(do), rows(r), rows(state), optional_rows(gate)
     tensors = (do, r, state, optional_contiguous(norm_weight), optional_contiguous(norm_bias), gate)
-    hold = options["PRECISION"] == "tf32" or options["BK"] * options["BV"] <= 64 * 64
-    options |= {"NB": blocks_per_group, "HOLD": hold}
+    if options["PRECISION"] != "tf32" and options["BK"] * options["BV"] > 64 * 64:
+        options["BK"] = min(options["BK"], WIDE_BLOCK_K)
+    options["NB"] = blocks_per_group
     sizes = (length, num_heads, groups, eps)
     strides = row_strides(do, r, state, gate)
-    grid = (batch_size * groups, num_heads)
+    grid = (batch_size * groups, num_heads, triton.cdiv(options["K"], options["BK"]))
     launch(readout_backward, grid, *tensors, dr, dstates, *parts, dgate, *strides, *sizes, **options)
     return [dr, dstates.sum(1).to(dstate.dtype), *(sum_parts(parts, dnorm)), dgate]
 

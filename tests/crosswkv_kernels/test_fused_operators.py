@@ -319,5 +319,6 @@ def test_all_compile_ahead_of_time(target):
     rows = compile_kernels(target, widths=((64, 64), (16, 16), (48, 80), (128, 128)))
     assert len(rows) == 4 * 36
     assert max(row[5] for row in rows) <= 160 * 1024
+    assert min(row[4] for row in rows) >= 16  # fewer: Triton found no room in tensor memory and compiled a trap
     if target == "sm_90":
         assert not [row for row in rows if row[:2] == [64, 64] and row[6]]
