@@ -1,20 +1,30 @@
 """Public functions: they check their arguments, choose a backend and call it. Nothing below them checks again."""
 
-import importlib.util
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 
+from . import elementwise
+from .backends import choose_scan_backend, takes_triton
+from .checks import (
+    check_dims,
+    check_scan_readout,
+    check_state_readout,
+    check_state_writes,
+    check_tensors,
+    check_wkv7,
+    shape_of,
+)
 from .chunked import wkv7_chunked
-from .reference import compute_dtype, wkv7_reference
+from .elementwise import Write
+from .reference import wkv7_reference
 
-MODES = ("auto", "chunk", "recurrent")
-BACKENDS = ("auto", "triton", "chunked", "reference")
-TRITON_DEVICES = ("cuda", "xpu")  # torch calls AMD's GPUs cuda too
-RECURRENT_LENGTH = 64  # tokens, up to which inference goes token by token in one launch
+with suppress(ImportError):  # no Triton for this system: `takes_triton` never says yes
+    from . import triton_mix, triton_readout, triton_scan_readout, triton_writes, wkv7_operators
+
+RECURRENT_LENGTH = 64  # tokens, up to which inference on Triton goes token by token, in one launch
 
 
 def wkv7(
@@ -50,7 +60,7 @@ def wkv7(
         mode: `chunk` (matrix products), `recurrent` (token by token) or `auto`, which on Triton is `recurrent` for
             inference on at most 64 tokens.
         backend: `triton`, `chunked`, `reference` or `auto`: Triton on CUDA, ROCm and XPU devices unless an input is
-            float64, `chunked` elsewhere. Triton has first derivatives only.
+            float64 or a head wider than 128, `chunked` elsewhere. Triton's gradients have no gradients of their own.
 
     Returns:
         `(o, final_state)`: `o` is `[B, T, H, V]` in the dtype of `v`, or None without `r`. The state `[B, H, V, K]`
@@ -69,22 +79,23 @@ def wkv7(
         ValueError: shapes or devices do not fit, or `mode` or `backend` is unknown, or they exclude each other.
         RuntimeError: the backend asked for by name cannot run here.
     """
-    _check_wkv7(r, w, k, v, kappa, a, initial_state)
+    check_wkv7(r, w, k, v, kappa, a, initial_state)
     tensors = (r, w, k, v, kappa, a, initial_state)
-    backend = _choose_backend(mode, backend, tensors)
+    chosen = choose_scan_backend(mode, backend, tensors, (k.shape[3], v.shape[3]))
     run: Callable[..., tuple[torch.Tensor | None, torch.Tensor | None]]
-    if backend == "triton":
-        from .wkv7_operators import wkv7_triton
-
-        short = k.shape[1] <= RECURRENT_LENGTH and not needs_gradients(tensors)
-        run = partial(wkv7_triton, recurrent=mode == "recurrent" or (mode == "auto" and short))
+    if chosen == "triton":
+        trained = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+        short = mode == "auto" and k.shape[1] <= RECURRENT_LENGTH and not trained
+        run = partial(wkv7_operators.wkv7_triton, recurrent=mode == "recurrent" or short)
     else:
-        run = wkv7_chunked if backend == "chunked" else wkv7_reference
+        run = wkv7_chunked if chosen == "chunked" else wkv7_reference
     with exact(k.device):
         return run(r, w, k, v, kappa, a, initial_state=initial_state, output_final_state=output_final_state)
 
 
-def token_shift_mix(x: torch.Tensor, mu: torch.Tensor, previous: torch.Tensor | None = None) -> torch.Tensor:
+def token_shift_mix(
+    x: torch.Tensor, mu: torch.Tensor, previous: torch.Tensor | None = None, *, backend: str = "auto"
+) -> torch.Tensor:
     """Mix each token with the one before it, in `n` ways at once (equations 4 and 5).
 
     `x_n = x + (shift(x) - x) * mu_n`; `shift` moves the sequence one place and puts zeros before the first token.
@@ -94,24 +105,91 @@ def token_shift_mix(x: torch.Tensor, mu: torch.Tensor, previous: torch.Tensor | 
         mu: `[n, D]`; 0 keeps the token, 1 replaces it by the one before.
         previous: `[B, T, D]`, what stands before each token, in the place of `shift(x)`: for sequences that go on
             from an earlier part, or that have gaps.
+        backend: `triton` (one kernel, on GPUs), `chunked` (plain PyTorch) or `auto`, which takes the faster one that
+            can run. Triton's gradients have no gradients of their own.
 
     Returns:
-        `[n, B, T, D]` in the dtype of `x`.
+        `[n, B, T, D]` in the dtype of `x`, computed in float32 (float64 if an input is).
 
     Raises:
         TypeError: an argument is no floating point tensor.
-        ValueError: shapes or devices do not fit.
+        ValueError: shapes or devices do not fit, or `backend` is unknown.
+        RuntimeError: the backend asked for by name cannot run here.
     """
-    _check_tensors({"previous": previous}, x=x, mu=mu)
-    _check_dims("[B, T, D]", x=x, previous=previous)
-    _check_dims("[n, D]", mu=mu)
+    check_tensors({"previous": previous}, x=x, mu=mu)
+    check_dims("[B, T, D]", x=x, previous=previous)
+    check_dims("[n, D]", mu=mu)
     if mu.shape[-1] != x.shape[-1]:
-        raise ValueError(f"`mu` must be [n, D] with the D of `x`, got {_shape(mu)} and {_shape(x)}.")
-    if previous is None:
-        previous = torch.cat((torch.zeros_like(x[:, :1]), x), dim=1)[:, : x.shape[1]]
-    elif previous.shape != x.shape:
-        raise ValueError(f"`previous` must have the shape of `x`, got {_shape(previous)} and {_shape(x)}.")
-    return torch.addcmul(x, previous - x, mu.to(x.dtype)[:, None, None])
+        raise ValueError(f"`mu` must be [n, D] with the D of `x`, got {shape_of(mu)} and {shape_of(x)}.")
+    if previous is not None and previous.shape != x.shape:
+        raise ValueError(f"`previous` must have the shape of `x`, got {shape_of(previous)} and {shape_of(x)}.")
+    if takes_triton(backend, (x, mu, previous)):
+        return triton_mix.token_shift_mix(x, mu, previous)
+    with exact(x.device):
+        return elementwise.token_shift_mix(x, mu, previous)
+
+
+def state_writes(
+    decay: torch.Tensor,
+    rate: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    k_k: torch.Tensor,
+    k_a: torch.Tensor,
+    num_heads: int,
+    *,
+    first_value: torch.Tensor | None = None,
+    value_share: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
+    feature_map: str = "identity",
+    backend: str = "auto",
+) -> Write:
+    """From what the projections return to what a scan takes (equations 8 to 12).
+
+        w = -exp(-0.5) sigmoid(decay)                                     (8)
+        a = sigmoid(rate)                                                 (9)
+        v = lerp(value, first_value, sigmoid(value_share))                (10)
+        kappa = f(key) * k_k / |f(key) * k_k|                             (11), f the feature map, norm per head
+        k = f(key) * (1 + (a - 1) * k_a)                                  (11)
+
+    A key of zeros has a removal key of zeros: norms below 1e-12 count as 1e-12.
+
+    Args:
+        decay: `[B, T, H * K]`, what the decay's LoRA returns, bias included.
+        rate: `[B, T, H * K]`, the same for the in-context learning rate.
+        key: `[B, T, H * K]`, projected.
+        value: `[B, T, H * V]`, projected.
+        k_k, k_a: `[H * K]`.
+        num_heads: H.
+        first_value: `[B, T, H * V]`, the value of the group's first layer; without it `v` is the value.
+        value_share: `[B, T, H * V]`, how much of it to take, before the sigmoid. Both or none.
+        mask: `[B, T]` boolean, True keeps; masked tokens write nothing: all five results are zero there.
+        feature_map: `identity` or `silu`, applied to the key.
+        backend: `triton` (one kernel, on GPUs), `chunked` (plain PyTorch) or `auto`, which takes the faster one that
+            can run. Triton's gradients have no gradients of their own.
+
+    `decay`, `rate` and `value_share` may be expanded: a LoRA of rank 0 returns its bias for every token.
+
+    Returns:
+        `Write(w, k, v, kappa, a)`, `[B, T, H, K]`, `v` `[B, T, H, V]`. `v` has the dtype of `value`, the others are
+        float32 (float64 if an input is).
+
+    Raises:
+        TypeError: an argument is no floating point tensor, or the mask is not boolean.
+        ValueError: shapes or devices do not fit, or `feature_map` or `backend` is unknown.
+        RuntimeError: the backend asked for by name cannot run here.
+    """
+    tensors = (decay, rate, key, value, first_value, value_share, k_k, k_a)
+    check_state_writes(*tensors, mask, num_heads, feature_map)
+    widths = (key.shape[2] // num_heads, value.shape[2] // num_heads)
+    if not takes_triton(backend, tensors, widths):
+        with exact(key.device):
+            return elementwise.state_writes(*tensors, mask, num_heads, feature_map)
+    touched = None if first_value is None and mask is None else value  # else `v` is the value, unread
+    inputs = (decay, rate, key, touched, first_value, value_share, k_k, k_a, mask, num_heads, feature_map)
+    w, k, v, kappa, a = triton_writes.state_writes(*inputs)
+    v = value if touched is None else v
+    return Write(*(x.unflatten(2, (num_heads, x.shape[2] // num_heads)) for x in (w, k, v, kappa, a)))
 
 
 def state_readout(
@@ -121,6 +199,8 @@ def state_readout(
     norm_bias: torch.Tensor | None,
     gate: torch.Tensor | None = None,
     eps: float = 64e-5,
+    *,
+    backend: str = "auto",
 ) -> torch.Tensor:
     """Read a state that no longer changes, normalise per head, gate (equations 13, 14 and 16).
 
@@ -132,133 +212,69 @@ def state_readout(
         norm_weight, norm_bias: `[H * V]`, or None, both, for no normalisation.
         gate: `[B, T, H * V]`, or None for no gate.
         eps: added to the variance, > 0; the models use `head_dim * 1e-5`.
+        backend: `triton` (one kernel, on GPUs), `chunked` (plain PyTorch) or `auto`, which takes the faster one that
+            can run. Triton's gradients have no gradients of their own.
 
     Returns:
         `[B, T, H * V]` in the dtype of `r`. The read and the norm are computed in float32 (float64 if an input is).
 
     Raises:
         TypeError: an argument is no floating point tensor.
-        ValueError: shapes or devices do not fit, or `eps` is not positive.
+        ValueError: shapes or devices do not fit, `eps` is not positive, or `backend` is unknown.
+        RuntimeError: the backend asked for by name cannot run here.
     """
-    if (norm_weight is None) != (norm_bias is None):
-        raise ValueError("`norm_weight` and `norm_bias` must both be given or both be None, got one; give the other.")
-    _check_tensors({"gate": gate, "norm_weight": norm_weight, "norm_bias": norm_bias}, r=r, state=state)
-    _check_dims("[B, T, H, K]", r=r)
-    _check_dims("[B, H, V, K]", state=state)
-    batch_size, length, num_heads, head_dim = r.shape
-    if (state.shape[0], state.shape[1], state.shape[3]) != (batch_size, num_heads, head_dim):
-        raise ValueError(
-            f"`state` must be [B, H, V, K] with the B, H and K of `r`, got {_shape(state)} and {_shape(r)}."
-        )
-    width = num_heads * state.shape[2]
-    for name, norm in (("norm_weight", norm_weight), ("norm_bias", norm_bias)):
-        if norm is not None and norm.shape != (width,):
-            raise ValueError(f"`{name}` must be [H * V] = [{width}], got {_shape(norm)}.")
-    if gate is not None and gate.shape != (batch_size, length, width):
-        raise ValueError(f"`gate` must be [B, T, H * V] = {[batch_size, length, width]}, got {_shape(gate)}.")
-    if not eps > 0:
-        raise ValueError(f"`eps` must be positive, got {eps}; the models use head_dim * 1e-5.")
-
-    dtype = compute_dtype(r, state)
+    check_state_readout(r, state, norm_weight, norm_bias, gate, eps)
+    tensors = (r, state, norm_weight, norm_bias, gate)
+    if takes_triton(backend, tensors, tuple(state.shape[2:])):
+        return triton_readout.state_readout(*tensors, float(eps))
     with exact(r.device):
-        o = (r.to(dtype).transpose(1, 2) @ state.to(dtype).mT).transpose(1, 2)  # [B, T, H, V]
-        if norm_weight is not None and norm_bias is not None:
-            o = F.layer_norm(o, (state.shape[2],), eps=eps).flatten(-2)
-            o = torch.addcmul(norm_bias.to(dtype), o, norm_weight.to(dtype))
-        else:
-            o = o.flatten(-2)
-        return (o if gate is None else o * gate).to(r.dtype)
+        return elementwise.state_readout(*tensors, eps)
+
+
+def scan_readout(
+    o: torch.Tensor,
+    r: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    r_k: torch.Tensor,
+    norm_weight: torch.Tensor | None,
+    norm_bias: torch.Tensor | None,
+    gate: torch.Tensor,
+    eps: float = 64e-5,
+    *,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """Normalise what a scan has read per head, add the bonus, gate (equations 14 to 16).
+
+    `y_t = (GroupNorm_H(o_t) + sum(r_t * k_t * r_k) v_t) * gate_t`, with one group and one sum per head.
+
+    Args:
+        o: `[B, R, H, V]`, from [`wkv7`]; R <= T. Behind its end `o` and the bonus are zero, so `y = norm_bias * gate`.
+        r, k: receptance and replacement key of the scan, `[B, R, H, K]`.
+        v: its value `[B, R, H, V]`.
+        r_k: `[H, K]`.
+        norm_weight, norm_bias: `[H * V]`, or None, both, for no normalisation.
+        gate: `[B, T, H * V]`.
+        eps: added to the variance, > 0; the models use `head_dim * 1e-5`.
+        backend: `triton` (one kernel, on GPUs), `chunked` (plain PyTorch) or `auto`, which takes the faster one that
+            can run. Triton's gradients have no gradients of their own.
+
+    Returns:
+        `[B, T, H * V]` in the dtype of `gate`, computed in float32 (float64 if an input is).
+
+    Raises:
+        TypeError: an argument is no floating point tensor.
+        ValueError: shapes or devices do not fit, `eps` is not positive, or `backend` is unknown.
+        RuntimeError: the backend asked for by name cannot run here.
+    """
+    check_scan_readout(o, r, k, v, r_k, norm_weight, norm_bias, gate, eps)
+    tensors = (o, r, k, v, r_k, norm_weight, norm_bias, gate)
+    if takes_triton(backend, tensors, (r.shape[3], v.shape[3])):
+        return triton_scan_readout.scan_readout(*tensors, float(eps))
+    with exact(r.device):
+        return elementwise.scan_readout(*tensors, eps)
 
 
 def exact(device: torch.device) -> AbstractContextManager:
     """No autocast inside: the recurrence accumulates in float32 whatever surrounds it."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
-
-
-def needs_gradients(tensors: Sequence[torch.Tensor | None]) -> bool:
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-
-
-def triton_obstacle(tensors: Sequence[torch.Tensor | None]) -> str | None:
-    """Why Triton cannot take these tensors, with what to do about it; None if it can."""
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed; `pip install triton`"
-    if any(x is not None and x.dtype == torch.float64 for x in tensors):
-        return "an input is float64, which Triton's matrix products do not take; use float32"
-    from .triton_launch import can_run
-
-    device = next(x.device for x in tensors if x is not None)
-    if not can_run(device):
-        return f"the tensors are on {device}; move them to a GPU, or set TRITON_INTERPRET=1 before the first import"
-    return None
-
-
-def takes_triton(tensors: Sequence[torch.Tensor | None]) -> bool:
-    """What `backend="auto"` asks: on a GPU, where nothing stands in the way."""
-    device = next(x.device for x in tensors if x is not None)
-    return device.type in TRITON_DEVICES and triton_obstacle(tensors) is None
-
-
-def _choose_backend(mode: str, backend: str, tensors: Sequence[torch.Tensor | None]) -> str:
-    if mode not in MODES:
-        raise ValueError(f"`mode` must be one of {', '.join(MODES)}, got {mode!r}.")
-    if backend not in BACKENDS:
-        raise ValueError(f"`backend` must be one of {', '.join(BACKENDS)}, got {backend!r}.")
-    if backend == "triton":
-        obstacle = triton_obstacle(tensors)
-        if obstacle is not None:
-            raise RuntimeError(
-                f"`backend='triton'` was asked for and cannot run: {obstacle}, or use backend='auto' or 'chunked'."
-            )
-    if (mode, backend) in (("recurrent", "chunked"), ("chunk", "reference")):
-        raise ValueError(
-            f"`backend={backend!r}` has no mode {mode!r}: 'chunked' works in chunks, 'reference' token by token; "
-            "leave one of the two at 'auto'."
-        )
-    if backend == "auto":
-        if takes_triton(tensors):
-            return "triton"
-        return "reference" if mode == "recurrent" else "chunked"
-    return backend
-
-
-def _check_wkv7(r, w, k, v, kappa, a, initial_state) -> None:
-    _check_tensors({"r": r, "initial_state": initial_state}, w=w, k=k, v=v, kappa=kappa, a=a)
-    _check_dims("[B, T, H, K]", k=k, r=r, w=w, kappa=kappa, a=a)
-    _check_dims("[B, T, H, V]", v=v)
-    for name, x in (("r", r), ("w", w), ("kappa", kappa), ("a", a)):
-        if x is not None and x.shape != k.shape:
-            raise ValueError(f"`{name}` must have the shape [B, T, H, K] of `k`, got {_shape(x)} and {_shape(k)}.")
-    if v.shape[:3] != k.shape[:3]:
-        raise ValueError(f"`v` must be [B, T, H, V] with the B, T and H of `k`, got {_shape(v)} and {_shape(k)}.")
-    batch_size, _, num_heads, head_dim = k.shape
-    expected = (batch_size, num_heads, v.shape[-1], head_dim)
-    if initial_state is not None and initial_state.shape != expected:
-        raise ValueError(
-            f"`initial_state` must be [B, H, V, K] = {list(expected)}, got {_shape(initial_state)}; "
-            "a state of flash-linear-attention is [B, H, K, V]: transpose its last two dimensions."
-        )
-
-
-def _check_tensors(optional: dict[str, torch.Tensor | None], **required: torch.Tensor) -> None:
-    device = None
-    given = {name: x for name, x in optional.items() if x is not None}
-    for name, x in (required | given).items():
-        if not isinstance(x, torch.Tensor) or not x.is_floating_point():
-            kind = x.dtype if isinstance(x, torch.Tensor) else None if x is None else type(x).__name__
-            raise TypeError(f"`{name}` must be a floating point tensor, got {kind}.")
-        device = device or x.device
-        if x.device != device:
-            raise ValueError(
-                f"All tensors must be on one device, got {device} and, for `{name}`, {x.device}; move it."
-            )
-
-
-def _check_dims(layout: str, **tensors: torch.Tensor | None) -> None:
-    for name, x in tensors.items():
-        if x is not None and x.ndim != layout.count(",") + 1:
-            raise ValueError(f"`{name}` must be {layout}, got {_shape(x)}.")
-
-
-def _shape(x: torch.Tensor) -> list[int]:
-    return list(x.shape)

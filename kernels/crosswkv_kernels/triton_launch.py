@@ -56,6 +56,13 @@ def record_launches(vendor: str) -> Iterator[Recorder]:
         _recorder = before
 
 
+def active_recorder() -> Recorder:
+    """The recorder of the `record_launches` that this is called in."""
+    if _recorder is None:
+        raise RuntimeError("Nothing records launches here; call this inside `with record_launches(vendor):`.")
+    return _recorder
+
+
 def can_run(device: torch.device) -> bool:
     """Whether kernels can be started on tensors of this device."""
     return device.type in DEVICES or (INTERPRETED and device.type == "cpu") or _recorder is not None

@@ -1,11 +1,15 @@
 """`state_readout` against an explicit read and `torch.nn.GroupNorm`, in float64."""
 
+from functools import partial
+
 import pytest
 import torch
-from crosswkv_kernels import state_readout
+from crosswkv_kernels import state_readout, triton_readout
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+BOTH = pytest.mark.parametrize("backend", ["triton", "chunked"])
 ERROR_BARS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 5e-3}
 DTYPES = pytest.mark.parametrize("dtype", ERROR_BARS, ids=str)
 EPS, HEADS = 64e-5, 3
@@ -29,10 +33,11 @@ def make_inputs(length=9, K=16, V=16, *, batch=2, gated=True, dtype=torch.float6
     return {name: x if x is None else x.to(dtype) for name, x in inputs.items()}
 
 
-def oracle(r, state, norm_weight, norm_bias, gate=None, eps=EPS):
+def oracle(r, state, norm_weight=None, norm_bias=None, gate=None, eps=EPS):
     o = torch.einsum("bhvk,bthk->bthv", state, r).flatten(2)  # [B, T, H * V]
     norm = torch.nn.GroupNorm(state.shape[1], o.shape[-1], eps=eps, affine=False, dtype=o.dtype)
-    o = norm(o.flatten(0, 1)).view_as(o) * norm_weight + norm_bias
+    if norm_weight is not None:
+        o = norm(o.flatten(0, 1)).view_as(o) * norm_weight + norm_bias
     return o if gate is None else o * gate
 
 
@@ -57,9 +62,10 @@ def relative_rms(actual, expected, name="o"):
     return ((actual - expected).norm(dim=1) / expected.norm(dim=1)).max().item()
 
 
-def assert_accurate(inputs, bar):
+def assert_accurate(inputs, bar, backend="chunked"):
     expected = run(oracle, {name: x if x is None else x.double() for name, x in inputs.items()})
-    actual = run(state_readout, inputs)
+    without = {name: None for name, x in inputs.items() if x is None}
+    actual = run(partial(state_readout, **without, backend=backend), inputs)
     errors = {name: relative_rms(actual[name], x, name) for name, x in expected.items()}
     wrong = {name: error for name, error in errors.items() if not error <= bar}
     assert not wrong, f"{wrong} above {bar}"
@@ -90,6 +96,41 @@ def test_dtypes(size, gated, dtype):
     assert_accurate(inputs, ERROR_BARS[dtype])
 
 
+def without_norm(inputs):
+    return inputs | {"norm_weight": None, "norm_bias": None}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("normed", [False, True])
+def test_triton(normed, gated, dtype):
+    inputs = make_inputs(37, 24, 40, gated=gated, dtype=torch.float32)
+    inputs |= {name: inputs[name].to(dtype) for name in ("r", "gate") if inputs[name] is not None}
+    assert_accurate(inputs if normed else without_norm(inputs), ERROR_BARS[dtype], "triton")
+
+
+@pytest.mark.parametrize("size", [(16, 128), (128, 16), (100, 17), (2, 5)], ids=str)
+def test_triton_sizes(size):
+    assert_accurate(make_inputs(5, *size, batch=1, dtype=torch.float32), 1e-5, "triton")
+
+
+@pytest.mark.parametrize("programs", [1, 9, 528])
+@pytest.mark.parametrize("length", [1, 32, 100])
+def test_triton_groups_of_blocks(length, programs, monkeypatch):
+    monkeypatch.setattr(triton_readout, "PROGRAMS", programs)
+    assert_accurate(make_inputs(length, 16, 24, batch=1, dtype=torch.float32), 1e-5, "triton")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("size", [(64, 64), (16, 16), (128, 128), (33, 127)], ids=str)
+@pytest.mark.parametrize("length", [1, 33, 77, 300])
+def test_grid(length, size, normed, dtype):
+    inputs = make_inputs(length, *size, dtype=dtype)
+    assert_accurate(inputs if normed else without_norm(inputs), ERROR_BARS[dtype], "triton")
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
 def test_dtype_is_that_of_the_receptance(dtype):
     """As in training: states and norm in float32, receptance and gate in the weights' dtype."""
@@ -115,6 +156,15 @@ def test_autocast_stays_outside():
 def test_gradcheck(gated):
     inputs = [x.requires_grad_() for x in make_inputs(3, 2, 4, gated=gated).values() if x is not None]
     assert torch.autograd.gradcheck(state_readout, inputs)
+
+
+@BOTH
+def test_gradients_of_strided_inputs(backend, stride):
+    inputs = make_inputs(9, 24, 40, dtype=torch.float32)
+    assert_accurate({name: stride(x) for name, x in inputs.items()}, 1e-5, backend)
+    inputs["r"] = inputs["r"].transpose(1, 2).contiguous().transpose(1, 2)  # heads apart
+    inputs["state"] = inputs["state"].mT.contiguous().mT
+    assert_accurate(inputs, 1e-5, backend)
 
 
 def test_strided_inputs():

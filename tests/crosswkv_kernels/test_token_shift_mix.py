@@ -1,11 +1,15 @@
 """`token_shift_mix` against equations 4 and 5, in float64."""
 
+from functools import partial
+
 import pytest
 import torch
 from crosswkv_kernels import token_shift_mix
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+BOTH = pytest.mark.parametrize("backend", ["triton", "chunked"])
 ERROR_BARS = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 5e-3, torch.float16: 5e-3}
 DTYPES = pytest.mark.parametrize("dtype", ERROR_BARS, ids=str)
 
@@ -46,6 +50,63 @@ def test_dtypes(dtype, with_previous):
     mixed = token_shift_mix(x, mu, previous)
     assert mixed.dtype == dtype
     assert relative_rms(mixed, oracle(x, mu, previous)) <= ERROR_BARS[dtype]
+
+
+def run(function, inputs):
+    """The mixes and the gradient of every input, for a cotangent that every dtype represents."""
+    leaves = [x.detach().requires_grad_() for x in inputs if x is not None]
+    mixed = function(*leaves)
+    cotangent = torch.randn(mixed.shape, generator=torch.Generator().manual_seed(1)).bfloat16().to(mixed.dtype)
+    return mixed, *torch.autograd.grad(mixed, leaves, cotangent)
+
+
+def assert_accurate(inputs, backend, bar):
+    expected = run(oracle, [x if x is None else x.double() for x in inputs])
+    actual = run(partial(token_shift_mix, backend=backend), inputs)
+    for name, x, y in zip(("mixed", "dx", "dmu", "dprevious"), actual, expected, strict=False):
+        assert relative_rms(x, y) <= bar, name
+
+
+GRADIENT_BARS = {torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 5e-3}
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", GRADIENT_BARS, ids=str)
+@pytest.mark.parametrize("with_previous", [False, True])
+@pytest.mark.parametrize(("length", "width", "ways"), [(1, 16, 1), (33, 70, 5)])
+def test_gradients(length, width, ways, with_previous, dtype, backend):
+    x, mu, previous = make_inputs(2, length, width, ways)
+    inputs = (x.to(dtype), mu.float(), previous.to(dtype) if with_previous else None)
+    assert_accurate(inputs, backend, GRADIENT_BARS[dtype])
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("dtype", GRADIENT_BARS, ids=str)
+@pytest.mark.parametrize("with_previous", [False, True])
+@pytest.mark.parametrize("width", [16, 100, 320])
+@pytest.mark.parametrize("length", [1, 31, 32, 33, 77, 300])
+def test_grid(length, width, with_previous, dtype):
+    inputs = make_inputs(2, length, width, 4, dtype=dtype)[: 3 if with_previous else 2]
+    assert_accurate(inputs, "triton", GRADIENT_BARS[dtype])
+
+
+@BOTH
+@pytest.mark.parametrize("with_previous", [False, True])
+def test_gradients_of_strided_inputs(with_previous, backend, stride):
+    inputs = make_inputs(2, 9, 24, dtype=torch.float32)[: 3 if with_previous else 2]
+    assert_accurate([stride(x) for x in inputs], backend, 1e-5)
+
+
+@BOTH
+def test_a_strided_cotangent(backend):
+    x, mu, _ = make_inputs(2, 9, 24, dtype=torch.float32)
+
+    def turned(x, mu, **options):
+        return token_shift_mix(x, mu, **options).permute(3, 2, 0, 1)
+
+    expected = run(lambda x, mu: oracle(x, mu).permute(3, 2, 0, 1), (x.double(), mu.double()))
+    for y, z in zip(run(partial(turned, backend=backend), (x, mu)), expected, strict=True):
+        assert relative_rms(y, z) <= 1e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)

@@ -9,14 +9,13 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from crosswkv_kernels import state_readout, wkv7
+from crosswkv_kernels import FEATURE_MAPS, Write, scan_readout, state_readout, wkv7
 from torch import nn
 
-from .state_writer import FeatureMap, LowRank, StateWriter, Write, at_least_float32
+from .state_writer import LowRank, StateWriter
 from .text_scan import scan_text, turn_backward
 
 FUSIONS = ("state", "paper", "prefix")
-FEATURE_MAPS: dict[str, FeatureMap] = {"identity": lambda x: x, "silu": F.silu}
 
 
 class Projections(Protocol):
@@ -63,18 +62,7 @@ class ScanNorm(nn.Module):
 
         A token behind their end has a zero receptance: it reads zero, and its bonus is zero.
         """
-        bonus = (receptance * key * self.r_k).sum(-1, keepdim=True) * value  # (15)
-        rest = gate.shape[1] - output.shape[1]
-        output = at_least_float32(output)
-        if self.weight is None or self.bias is None:
-            normed, at_rest = output.flatten(-2), output.new_zeros(gate.shape[-1])
-        else:
-            normed = F.layer_norm(output, output.shape[-1:], eps=self.eps).flatten(-2) * self.weight + self.bias
-            at_rest = self.bias
-        normed = normed + bonus.flatten(-2)
-        if rest:
-            normed = torch.cat((normed, at_rest.expand(normed.shape[0], rest, -1).to(normed.dtype)), dim=1)
-        return (normed * gate).to(gate.dtype)  # (16)
+        return scan_readout(output, receptance, key, value, self.r_k, self.weight, self.bias, gate, self.eps)
 
 
 class CrossWKV(nn.Module):
@@ -153,7 +141,7 @@ class CrossWKV(nn.Module):
         self.fusion = fusion
         self.backward_heads = self.num_heads // 2 if bidirectional and fusion != "paper" else 0
         output_norm = fusion != "state" if output_norm is None else output_norm
-        self.feature_map = FEATURE_MAPS[feature_map or ("identity" if fusion == "paper" else "silu")]
+        self.feature_map = feature_map or ("identity" if fusion == "paper" else "silu")
         self.layer_index, self.group, self.first_in_group = layer_index, group, first_in_group
         eps = head_dim * 1e-5
         make_writer = partial(
@@ -252,7 +240,7 @@ class CrossWKV(nn.Module):
 
     def receptance(self, projections: Projections, x: torch.Tensor) -> torch.Tensor:
         """`[B, T, D]` to `[B, T, H, K]`."""
-        return self.feature_map(projections.to_q(x)).unflatten(-1, (self.num_heads, -1))
+        return FEATURE_MAPS[self.feature_map](projections.to_q(x)).unflatten(-1, (self.num_heads, -1))
 
     def receptance_of_text(
         self, projections: Projections, text: torch.Tensor, mask: torch.Tensor | None = None

@@ -1,12 +1,7 @@
 """What tokens write into the state: equations 4, 5 and 8 to 12 of the paper, the projections of 7 in between."""
 
-import math
-from collections.abc import Callable
-from typing import NamedTuple
-
 import torch
-import torch.nn.functional as F
-from crosswkv_kernels import token_shift_mix
+from crosswkv_kernels import Write, state_writes, token_shift_mix
 from torch import nn
 
 from .initial_values import (
@@ -19,18 +14,6 @@ from .initial_values import (
     initial_text_value_share,
     initial_value_share,
 )
-
-FeatureMap = Callable[[torch.Tensor], torch.Tensor]
-
-
-class Write(NamedTuple):
-    """What a sequence of tokens writes: the arguments of `wkv7` besides the receptance."""
-
-    w: torch.Tensor  # [B, T, H, K]
-    k: torch.Tensor  # [B, T, H, K]
-    v: torch.Tensor  # [B, T, H, V]
-    kappa: torch.Tensor  # [B, T, H, K]
-    a: torch.Tensor  # [B, T, H, K]
 
 
 class LowRank(nn.Module):
@@ -91,7 +74,7 @@ class StateWriter(nn.Module):
         position: float,
         first_in_group: bool,
         of_text: bool,
-        feature_map: FeatureMap,
+        feature_map: str,
     ):
         super().__init__()
         self.num_heads = key_dim // head_dim
@@ -120,9 +103,8 @@ class StateWriter(nn.Module):
         first_value: torch.Tensor | None = None,
         mask: torch.Tensor | None = None,
     ) -> Write:
-        log_decay = -math.exp(-0.5) * torch.sigmoid(at_least_float32(self.decay_lora(x_w)))  # (8)
-        in_context_lr = torch.sigmoid(at_least_float32(self.in_context_lr_lora(x_a)))  # (9)
-        if self.value_lora is not None:  # (10)
+        value_share = None
+        if self.value_lora is not None:
             if first_value is None:
                 raise ValueError(
                     "`first_value` is required: this layer mixes the value of the first layer of its group into "
@@ -133,29 +115,21 @@ class StateWriter(nn.Module):
                     f"`first_value` must have the shape of this layer's value, {list(value.shape)}, "
                     f"got {list(first_value.shape)}."
                 )
-            value = torch.lerp(value, first_value, torch.sigmoid(self.value_lora(x_v)))
-        key = self.feature_map(key)
-        removal_key = F.normalize(self._heads(at_least_float32(key) * self.k_k), dim=-1)  # (11)
-        key = key * (1 + (in_context_lr - 1) * self.k_a)
-        write = Write(
-            w=self._heads(log_decay),
-            k=self._heads(key),
-            v=self._heads(value),
-            kappa=removal_key,
-            a=self._heads(in_context_lr),
-        )  # (12)
-        if mask is None:
-            return write
-        keep = mask[:, :, None, None]
-        return Write(*(x.masked_fill(~keep, 0) for x in write))
-
-    def _heads(self, x: torch.Tensor) -> torch.Tensor:
-        return x.unflatten(-1, (self.num_heads, -1))
+            value_share = self.value_lora(x_v)
+        return state_writes(
+            self.decay_lora(x_w),
+            self.in_context_lr_lora(x_a),
+            key,
+            value,
+            self.k_k,
+            self.k_a,
+            self.num_heads,
+            first_value=None if value_share is None else first_value,
+            value_share=value_share,
+            mask=mask,
+            feature_map=self.feature_map,
+        )
 
 
 def identity(x: torch.Tensor) -> torch.Tensor:
     return x
-
-
-def at_least_float32(x: torch.Tensor) -> torch.Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -7,9 +7,7 @@ what they find by a transition `T` (`K x K`) and add `S_earlier`, both known: `S
 """
 
 import torch
-from crosswkv_kernels import wkv7
-
-from .state_writer import Write
+from crosswkv_kernels import Write, wkv7
 
 
 def turn_backward(write: Write, backward_heads: int) -> Write:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from crosswkv_kernels import Write
 from diffusers import UNet2DConditionModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.attention_processor import Attention, AttnProcessor
@@ -15,7 +16,6 @@ from torch import nn
 from .attention_processor import CrossWKVAttention, CrossWKVAttnProcessor, PreparedText
 from .crosswkv import CrossWKV, check_sizes, check_text, previous_tokens
 from .prompt_state import PromptState, PromptStateSpec
-from .state_writer import Write
 from .text_scan import backward_transitions, pass_earlier_text, scan_text, start_of_continuation
 
 FINGERPRINT_VALUES = 16

@@ -1,0 +1,107 @@
+"""What stands before and behind the scan, in plain PyTorch: any device, any order of derivative.
+
+At least float32 inside, float64 if an input is; the results are rounded once, at the end.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from .reference import compute_dtype
+
+FEATURE_MAPS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"identity": lambda x: x, "silu": F.silu}
+
+
+class Write(NamedTuple):
+    """What a sequence of tokens writes: the arguments of [`wkv7`] besides the receptance."""
+
+    w: torch.Tensor  # [B, T, H, K]
+    k: torch.Tensor  # [B, T, H, K]
+    v: torch.Tensor  # [B, T, H, V]
+    kappa: torch.Tensor  # [B, T, H, K]
+    a: torch.Tensor  # [B, T, H, K]
+
+
+def token_shift_mix(x: torch.Tensor, mu: torch.Tensor, previous: torch.Tensor | None) -> torch.Tensor:
+    dtype, output_dtype = compute_dtype(x, mu, previous), x.dtype
+    x, mu = x.to(dtype), mu.to(dtype)
+    if previous is None:
+        previous = torch.cat((torch.zeros_like(x[:, :1]), x), dim=1)[:, : x.shape[1]]
+    return torch.addcmul(x, previous.to(dtype) - x, mu[:, None, None]).to(output_dtype)
+
+
+def state_writes(
+    decay: torch.Tensor,
+    rate: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    first_value: torch.Tensor | None,
+    value_share: torch.Tensor | None,
+    k_k: torch.Tensor,
+    k_a: torch.Tensor,
+    mask: torch.Tensor | None,
+    num_heads: int,
+    feature_map: str,
+) -> Write:
+    dtype = compute_dtype(decay, rate, key, value, first_value, value_share, k_k, k_a)
+
+    def heads(x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(-1, (num_heads, x.shape[-1] // num_heads))
+
+    w = -math.exp(-0.5) * torch.sigmoid(decay.to(dtype))  # (8)
+    a = torch.sigmoid(rate.to(dtype))  # (9)
+    if first_value is not None and value_share is not None:  # (10)
+        mixed = torch.lerp(value.to(dtype), first_value.to(dtype), torch.sigmoid(value_share.to(dtype)))
+        value = mixed.to(value.dtype)
+    key = FEATURE_MAPS[feature_map](key.to(dtype))
+    kappa = F.normalize(heads(key * k_k.to(dtype)), dim=-1)  # (11)
+    key = key * (1 + (a - 1) * k_a.to(dtype))
+    write = Write(heads(w), heads(key), heads(value), kappa, heads(a))  # (12)
+    if mask is None:
+        return write
+    return Write(*(x.masked_fill(~mask[:, :, None, None], 0) for x in write))
+
+
+def state_readout(
+    r: torch.Tensor,
+    state: torch.Tensor,
+    norm_weight: torch.Tensor | None,
+    norm_bias: torch.Tensor | None,
+    gate: torch.Tensor | None,
+    eps: float,
+) -> torch.Tensor:
+    dtype = compute_dtype(r, state)
+    o = (r.to(dtype).transpose(1, 2) @ state.to(dtype).mT).transpose(1, 2)  # [B, T, H, V]
+    o = group_norm(o, norm_weight, norm_bias, eps)
+    return (o if gate is None else o * gate).to(r.dtype)
+
+
+def scan_readout(
+    o: torch.Tensor,
+    r: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    r_k: torch.Tensor,
+    norm_weight: torch.Tensor | None,
+    norm_bias: torch.Tensor | None,
+    gate: torch.Tensor,
+    eps: float,
+) -> torch.Tensor:
+    dtype = compute_dtype(o, r, k, v, r_k, gate)
+    bonus = (r.to(dtype) * k.to(dtype) * r_k.to(dtype)).sum(-1, keepdim=True) * v.to(dtype)  # (15)
+    normed = group_norm(o.to(dtype), norm_weight, norm_bias, eps) + bonus.flatten(-2)  # (14)
+    rest = gate.shape[1] - o.shape[1]
+    if rest:  # a norm of zeros is zero
+        at_rest = normed.new_zeros(gate.shape[-1]) if norm_bias is None else norm_bias.to(dtype)
+        normed = torch.cat((normed, at_rest.expand(len(gate), rest, -1)), dim=1)
+    return (normed * gate).to(gate.dtype)  # (16)
+
+
+def group_norm(o: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float) -> torch.Tensor:
+    """`[B, T, H, V]` to `[B, T, H * V]`, normalised per head unless weight and bias are None."""
+    if weight is None or bias is None:
+        return o.flatten(-2)
+    return torch.addcmul(bias.to(o.dtype), F.layer_norm(o, o.shape[-1:], eps=eps).flatten(-2), weight.to(o.dtype))

@@ -1,0 +1,70 @@
+"""One small call of each fused operator, forward and backward, so that its kernels can be compiled ahead of time."""
+
+from collections.abc import Iterable
+
+import torch
+
+from .interface import scan_readout, state_readout, state_writes, token_shift_mix
+from .triton_launch import Launch, active_recorder
+
+DTYPES = (torch.bfloat16, torch.float32)
+BATCH, LENGTH, HEADS = 2, 80, 3
+IMAGE_LENGTH = 8192  # so long that programs of a backward pass take several blocks each
+
+
+def elementwise_specimens(
+    key_dim: int = 64, value_dim: int = 64, dtypes: Iterable[torch.dtype] = DTYPES
+) -> list[Launch]:
+    """What the calls of this file launch, for heads of these widths; to be called inside `record_launches`.
+
+    Raises:
+        RuntimeError: nothing records launches.
+    """
+    recorder = active_recorder()
+    first = len(recorder.launches)
+    for dtype in dtypes:
+        mix_specimen(HEADS * key_dim, dtype)
+        writes_specimen(key_dim, value_dim, dtype)
+        state_readout_specimen(key_dim, value_dim, dtype)
+        scan_readout_specimen(key_dim, value_dim, dtype)
+    return recorder.launches[first:]
+
+
+def tensor(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.zeros(shape, dtype=dtype, requires_grad=True)
+
+
+def mix_specimen(width: int, dtype: torch.dtype) -> None:
+    """The mixes of a text, with and without what stands before each token."""
+    for previous in (None, tensor(BATCH, LENGTH, width, dtype=dtype)):
+        x, mu = tensor(BATCH, LENGTH, width, dtype=dtype), tensor(4, width)
+        token_shift_mix(x, mu, previous, backend="triton").sum().backward()
+
+
+def writes_specimen(K: int, V: int, dtype: torch.dtype) -> None:
+    """A masked text's, with and without a value residual; and those of a first layer without a mask."""
+    decay, rate, key = (tensor(BATCH, LENGTH, HEADS * K, dtype=dtype) for _ in range(3))
+    value, first, share = (tensor(BATCH, LENGTH, HEADS * V, dtype=dtype) for _ in range(3))
+    mask = torch.ones(BATCH, LENGTH, dtype=torch.bool)
+    residual = {"first_value": first, "value_share": share}
+    for options in ({"mask": mask, **residual}, {"mask": mask}, {}):
+        inputs = (decay, rate, key, value, tensor(HEADS * K), tensor(HEADS * K))
+        write = state_writes(*inputs, num_heads=HEADS, feature_map="silu", backend="triton", **options)
+        torch.cat([x.flatten() for x in write]).sum().backward()
+
+
+def state_readout_specimen(K: int, V: int, dtype: torch.dtype) -> None:
+    """With and without norm."""
+    for norm in (tensor(HEADS * V), None):
+        r, state = tensor(BATCH, IMAGE_LENGTH, HEADS, K, dtype=dtype), tensor(BATCH, HEADS, V, K)
+        gate = tensor(BATCH, IMAGE_LENGTH, HEADS * V, dtype=dtype)
+        state_readout(r, state, norm, norm, gate, backend="triton").sum().backward()
+
+
+def scan_readout_specimen(K: int, V: int, dtype: torch.dtype) -> None:
+    """With and without norm; the key is float32, as `state_writes` returns it."""
+    for norm in (tensor(HEADS * V), None):
+        o, v = (tensor(BATCH, LENGTH, HEADS, V, dtype=dtype) for _ in range(2))
+        r, k = tensor(BATCH, LENGTH, HEADS, K, dtype=dtype), tensor(BATCH, LENGTH, HEADS, K)
+        gate = tensor(BATCH, LENGTH, HEADS * V, dtype=dtype)
+        scan_readout(o, r, k, v, tensor(HEADS, K), norm, norm, gate, backend="triton").sum().backward()
