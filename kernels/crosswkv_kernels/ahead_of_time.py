@@ -2,21 +2,26 @@
 
     TRITON_INTERPRET=0 python -m crosswkv_kernels.ahead_of_time --targets sm_90
 
-prints registers, shared memory and spills of each kernel at its default configuration as a table.
+prints registers, shared memory and spills of each kernel, as our own calls start it, as a table.
 """
 
+import argparse
+import itertools
+import json
 import os
 import re
 import subprocess
 import tempfile
 from typing import Any, NamedTuple
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from .triton_launch import Launch
+from .triton_launch import Launch, record_launches
 
+DTYPES = ("bfloat16", "float16", "float32")
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
@@ -26,9 +31,14 @@ TARGETS = {
 
 
 class Resources(NamedTuple):
-    """What one compiled kernel takes: registers per thread, bytes of shared memory and of spills per thread."""
+    """What one compiled kernel takes: registers per thread, bytes of shared memory and of spills per thread.
+
+    `widths` are K and V of the heads.
+    """
 
     kernel: str
+    widths: tuple[int, int]
+    dtype: str
     target: str
     registers: int
     shared: int
@@ -36,8 +46,8 @@ class Resources(NamedTuple):
     num_warps: int
 
 
-def compile_launch(launch: Launch, target: str) -> Resources:
-    """Compile one recorded launch for a target of `TARGETS`."""
+def compile_launch(launch: Launch, target: str, widths: tuple[int, int], dtype: str) -> Resources:
+    """Compile one recorded launch for a target of `TARGETS`; heads and dtype are noted."""
     place = launch.kernel.arg_names.index
     divisible = {(place(name),): [["tt.divisibility", 16]] for name in launch.divisible_by_16}
     constants = {(place(name),): value for name, value in launch.constants.items()}
@@ -46,7 +56,7 @@ def compile_launch(launch: Launch, target: str) -> Resources:
     compiled = triton.compile(source, target=TARGETS[target], options=options)
     registers, spills = (read_amd if target.startswith("gfx") else read_nvidia)(compiled)
     shared = compiled.metadata.shared
-    return Resources(launch.kernel.__name__, target, registers, shared, spills, launch.num_warps)
+    return Resources(launch.kernel.__name__, widths, dtype, target, registers, shared, spills, launch.num_warps)
 
 
 def read_nvidia(compiled: Any) -> tuple[int, int]:
@@ -69,3 +79,36 @@ def read_amd(compiled: Any) -> tuple[int, int]:
         int(re.findall(rf"\.{name}:\s*(\d+)", text)[-1]) for name in ("vgpr_count", "vgpr_spill_count")
     )
     return registers, 4 * spills
+
+
+def record_specimens(target: str, widths: tuple[int, int], dtype: torch.dtype, every: bool) -> list[Launch]:
+    """What one call of each operator, forward and backward, starts; one launch of each kernel unless `every`."""
+    from .specimens import elementwise_specimens, scan_specimens
+
+    with record_launches("amd" if target.startswith("gfx") else "nvidia"):
+        launches = [*elementwise_specimens(*widths, [dtype]), *scan_specimens(*widths, [dtype])]
+    if every:
+        return launches
+    return list({launch.kernel: launch for launch in reversed(launches)}.values())  # the first has all its parts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Compile the kernels ahead of time and print what they take.")
+    parser.add_argument("--targets", nargs="+", choices=list(TARGETS), default=list(TARGETS))
+    parser.add_argument("--widths", type=int, nargs=2, default=(64, 64), metavar=("K", "V"), help="of the heads")
+    parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"], choices=DTYPES)
+    parser.add_argument("--every", action="store_true", help="every launch, not one of each kernel")
+    parser.add_argument("--json", action="store_true", help="one JSON object per line in the place of a table")
+    arguments = parser.parse_args()
+    if not arguments.json:
+        print("| " + " | ".join(Resources._fields) + " |\n" + "|---" * len(Resources._fields) + "|")
+    widths = (arguments.widths[0], arguments.widths[1])
+    for target, dtype in itertools.product(arguments.targets, arguments.dtypes):
+        for launch in record_specimens(target, widths, getattr(torch, dtype), arguments.every):
+            row = compile_launch(launch, target, widths, dtype)
+            line = json.dumps(row._asdict()) if arguments.json else f"| {' | '.join(map(str, row))} |"
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

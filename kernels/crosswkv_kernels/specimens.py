@@ -1,10 +1,10 @@
-"""One small call of each fused operator, forward and backward, so that its kernels can be compiled ahead of time."""
+"""One small call of each operator, forward and backward, so that its kernels can be compiled ahead of time."""
 
 from collections.abc import Iterable
 
 import torch
 
-from .interface import scan_readout, state_readout, state_writes, token_shift_mix
+from .interface import scan_readout, state_readout, state_writes, token_shift_mix, wkv7
 from .triton_launch import Launch, active_recorder
 
 DTYPES = (torch.bfloat16, torch.float32)
@@ -68,3 +68,27 @@ def scan_readout_specimen(K: int, V: int, dtype: torch.dtype) -> None:
         r, k = tensor(BATCH, LENGTH, HEADS, K, dtype=dtype), tensor(BATCH, LENGTH, HEADS, K)
         gate = tensor(BATCH, LENGTH, HEADS * V, dtype=dtype)
         scan_readout(o, r, k, v, tensor(HEADS, K), norm, norm, gate, backend="triton").sum().backward()
+
+
+def scan_specimens(key_dim: int = 64, value_dim: int = 64, dtypes: Iterable[torch.dtype] = DTYPES) -> list[Launch]:
+    """The same for the recurrence: a short text, a long sequence in segments, and token by token.
+
+    Raises:
+        RuntimeError: nothing records launches.
+    """
+    recorder = active_recorder()
+    first = len(recorder.launches)
+    for dtype in dtypes:
+        for length in (LENGTH, IMAGE_LENGTH):
+            inputs = scan_inputs(length, key_dim, value_dim, dtype)
+            o, state = wkv7(*inputs, output_final_state=True, mode="chunk", backend="triton")
+            assert o is not None and state is not None
+            (o.sum() + state.sum()).backward()
+        wkv7(*scan_inputs(LENGTH, key_dim, value_dim, dtype), mode="recurrent", backend="triton")
+    return recorder.launches[first:]
+
+
+def scan_inputs(length: int, K: int, V: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    """r, w, k, v, kappa, a."""
+    widths = (K, K, K, V, K, K)
+    return [tensor(BATCH, length, HEADS, width, dtype=dtype) for width in widths]

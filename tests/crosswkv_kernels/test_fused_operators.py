@@ -1,7 +1,5 @@
 """What the fused operators have in common: registration, transformations of PyTorch, backends."""
 
-import json
-import os
 import subprocess
 import sys
 from functools import partial
@@ -275,50 +273,3 @@ def test_importing_works_without_triton():
 def test_specimens_are_recorded():
     with pytest.raises(RuntimeError, match=r"Nothing records launches here; .* `with record_launches"):
         elementwise_specimens()
-
-
-COMPILE = """
-import json, sys
-import torch
-from crosswkv_kernels.ahead_of_time import compile_launch
-from crosswkv_kernels.specimens import elementwise_specimens
-from crosswkv_kernels.triton_launch import record_launches
-
-target, widths, dtypes, once = json.loads(sys.argv[1])
-for K, V in widths:
-    with record_launches("amd" if target.startswith("gfx") else "nvidia") as recorder:
-        launches = elementwise_specimens(K, V, [getattr(torch, dtype) for dtype in dtypes])
-    assert launches == recorder.launches
-    if once:  # the first of each kernel has all its parts
-        launches = {launch.kernel: launch for launch in reversed(launches)}.values()
-    for launch in launches:
-        print(json.dumps([K, V, *compile_launch(launch, target)]), flush=True)
-"""
-
-
-def compile_kernels(target, widths=((64, 64),), dtypes=("bfloat16", "float32"), once=False):
-    """Rows of K, V and the fields of `Resources`, from a process of its own: here the interpreter is on."""
-    environment = os.environ | {"TRITON_INTERPRET": "0"}
-    command = [sys.executable, "-c", COMPILE, json.dumps([target, widths, dtypes, once])]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
-def test_compiles_ahead_of_time(target):
-    rows = compile_kernels(target, dtypes=("bfloat16",), once=True)
-    assert len(rows) == 8
-    if target == "sm_90":
-        assert not [row for row in rows if row[6]]  # no spills
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
-def test_all_compile_ahead_of_time(target):
-    rows = compile_kernels(target, widths=((64, 64), (16, 16), (48, 80), (128, 128)))
-    assert len(rows) == 4 * 36
-    assert max(row[5] for row in rows) <= 160 * 1024
-    assert min(row[4] for row in rows) >= 16  # fewer: Triton found no room in tensor memory and compiled a trap
-    if target == "sm_90":
-        assert not [row for row in rows if row[:2] == [64, 64] and row[6]]

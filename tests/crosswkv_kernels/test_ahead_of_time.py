@@ -1,0 +1,69 @@
+"""Every kernel compiles for GPUs that are not here, at the configuration in which our own calls start it."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import crosswkv_kernels
+import pytest
+
+TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+
+
+def compile_kernels(*arguments):
+    """In processes of their own, one for each target: in this one Triton interprets."""
+    command = [sys.executable, "-m", "crosswkv_kernels.ahead_of_time", "--json", *arguments, "--targets"]
+    environment = os.environ | {"TRITON_INTERPRET": "0"}
+    pipes = {"env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    rows = []
+    for pair in (TARGETS[:2], TARGETS[2:]):
+        processes = [subprocess.Popen([*command, target], **pipes) for target in pair]
+        for process in processes:
+            output, errors = process.communicate()
+            assert process.returncode == 0, errors[-3000:]
+            rows += [json.loads(line) for line in output.splitlines()]
+    return rows
+
+
+def kernels_in_the_source():
+    """Functions with `@triton.jit` whose first argument is a pointer and that no other one calls."""
+    functions = {}
+    for path in Path(crosswkv_kernels.__file__).parent.glob("triton_*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef) and any("triton.jit" in ast.unparse(x) for x in node.decorator_list):
+                functions[node.name] = node
+    called = {
+        call.func.id
+        for node in functions.values()
+        for call in ast.walk(node)
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
+    }
+    return set(functions) - called
+
+
+def test_every_kernel_compiles():
+    rows = compile_kernels("--dtypes", "bfloat16")
+    for target in TARGETS:
+        assert {row["kernel"] for row in rows if row["target"] == target} == kernels_in_the_source()
+    assert min(row["registers"] for row in rows) >= 16  # fewer: the compiler gave up and left a trap
+    assert max(row["shared"] for row in rows) <= 160 * 1024
+    assert not [row for row in rows if row["target"] == "sm_90" and row["spills"]]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("widths", [(64, 64), (16, 16), (48, 80), (128, 128)], ids=str)
+def test_every_launch_compiles(widths):
+    rows = compile_kernels("--every", "--widths", *map(str, widths))
+    assert len(rows) == len(TARGETS) * 2 * 27
+    assert min(row["registers"] for row in rows) >= 16
+    assert max(row["shared"] for row in rows) <= 160 * 1024
+    assert not [row for row in rows if (row["target"], row["dtype"]) == ("sm_90", "bfloat16") and row["spills"]]
+
+
+def test_the_table_is_printed():
+    command = [sys.executable, "-m", "crosswkv_kernels.ahead_of_time", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "--targets" in done.stdout
