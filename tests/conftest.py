@@ -3,7 +3,9 @@
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels run on CPU tensors; read once, when Triton is imported
+DEVICE = os.environ.get("CROSSWKV_TEST_DEVICE", "cpu")  # a GPU for tests/crosswkv_kernels: `make gpu-test`
+# kernels run on CPU tensors; read once, when Triton is imported
+os.environ.setdefault("TRITON_INTERPRET", "1" if DEVICE == "cpu" else "0")
 
 import pytest
 import torch
@@ -17,6 +19,8 @@ from diffusers_crosswkv.training.text import fit_tokenizer, make_text_encoder
 settings.register_profile("crosswkv", deadline=None, max_examples=20, derandomize=True)
 settings.load_profile("crosswkv")
 torch.set_num_threads(1)
+if DEVICE != "cpu":
+    torch.set_default_device(DEVICE)
 
 SMALL_UNET = {
     "sample_size": 8,

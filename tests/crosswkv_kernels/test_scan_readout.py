@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from crosswkv_kernels import scan_readout
+from generators import seeded
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 EPS, HEADS = 64e-5, 3
@@ -22,7 +23,7 @@ def make_inputs(length=9, K=16, V=16, *, rest=0, batch=2, normed=True, dtype=tor
 
     As in training, parameters and the key are float32 at least.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
 
     def randn(*shape):
         return torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -61,7 +62,7 @@ def to_double(inputs):
 def run(function, inputs):
     leaves = {name: x if x is None else x.detach().requires_grad_() for name, x in inputs.items()}
     y = function(**leaves)
-    cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).bfloat16().to(y.dtype)
+    cotangent = torch.randn(y.shape, generator=seeded(1)).bfloat16().to(y.dtype)
     given = {name: x for name, x in leaves.items() if x is not None}
     gradients = torch.autograd.grad(y, list(given.values()), cotangent)
     return {"y": y} | {f"d_{name}": x for name, x in zip(given, gradients, strict=True)}

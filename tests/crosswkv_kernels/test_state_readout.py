@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from crosswkv_kernels import state_readout, triton_readout
+from generators import seeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +18,7 @@ EPS, HEADS = 64e-5, 3
 
 def make_inputs(length=9, K=16, V=16, *, batch=2, gated=True, dtype=torch.float64, seed=0):
     """Random arguments; the heads' states differ in size, so that `eps` counts for one and not for another."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
 
     def randn(*shape):
         return torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -44,7 +45,7 @@ def oracle(r, state, norm_weight=None, norm_bias=None, gate=None, eps=EPS):
 def run(function, inputs):
     leaves = {name: x.detach().requires_grad_() for name, x in inputs.items() if x is not None}
     o = function(**leaves)
-    cotangent = torch.randn(o.shape, generator=torch.Generator().manual_seed(1)).bfloat16().to(o.dtype)
+    cotangent = torch.randn(o.shape, generator=seeded(1)).bfloat16().to(o.dtype)
     gradients = torch.autograd.grad(o, list(leaves.values()), cotangent)
     return {"o": o} | {f"d_{name}": x for name, x in zip(leaves, gradients, strict=True)}
 
@@ -192,7 +193,7 @@ def test_an_empty_state_reads_the_bias():
 
 def test_tokens_are_read_alone():
     inputs = make_inputs()
-    order = torch.randperm(9, generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(9, generator=seeded(0))
     permuted = inputs | {name: inputs[name][:, order] for name in ("r", "gate")}
     torch.testing.assert_close(state_readout(**permuted), state_readout(**inputs)[:, order], rtol=1e-12, atol=1e-12)
 

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from crosswkv_kernels import state_writes
+from generators import seeded
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 HEADS = 3
@@ -21,7 +22,7 @@ RESULTS = ("w", "k", "v", "kappa", "a")
 
 def make_inputs(length=9, K=16, V=16, *, batch=2, residual=True, masked=True, dtype=torch.float64, seed=0):
     """Random arguments; heads differ in size. Parameters stay float32, as in training."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
 
     def randn(*shape, scale=None):
         x = torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -74,7 +75,7 @@ def run(function, inputs):
     """Results and every gradient, for cotangents that every dtype represents."""
     leaves = {name: x.detach().requires_grad_() if is_float(x) else x for name, x in inputs.items()}
     results = function(**leaves)
-    generator = torch.Generator().manual_seed(1)
+    generator = seeded(1)
     cotangents = [torch.randn(x.shape, generator=generator).bfloat16().to(x.dtype) for x in results]
     floats = {name: x for name, x in leaves.items() if isinstance(x, torch.Tensor) and x.requires_grad}
     gradients = torch.autograd.grad(results, list(floats.values()), cotangents)

@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from crosswkv_kernels import token_shift_mix
+from generators import seeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +16,7 @@ DTYPES = pytest.mark.parametrize("dtype", ERROR_BARS, ids=str)
 
 
 def make_inputs(batch=2, length=7, width=5, ways=3, *, dtype=torch.float64, seed=0):
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     x, previous = torch.randn(2, batch, length, width, generator=generator, dtype=torch.float64).to(dtype)
     mu = torch.rand(ways, width, generator=generator, dtype=torch.float64).to(dtype)
     return x, mu, previous
@@ -56,7 +57,7 @@ def run(function, inputs):
     """The mixes and the gradient of every input, for a cotangent that every dtype represents."""
     leaves = [x.detach().requires_grad_() for x in inputs if x is not None]
     mixed = function(*leaves)
-    cotangent = torch.randn(mixed.shape, generator=torch.Generator().manual_seed(1)).bfloat16().to(mixed.dtype)
+    cotangent = torch.randn(mixed.shape, generator=seeded(1)).bfloat16().to(mixed.dtype)
     return mixed, *torch.autograd.grad(mixed, leaves, cotangent)
 
 

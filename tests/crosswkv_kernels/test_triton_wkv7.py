@@ -1,0 +1,235 @@
+"""`wkv7` on Triton, in the interpreter or on a GPU, against the oracle in float64: results and every gradient."""
+
+from functools import partial
+
+import pytest
+import torch
+from crosswkv_kernels import wkv7, wkv7_operators
+from scans import CHANGES, ERROR_BARS, make_inputs, oracle, relative_rms, run
+from torch.utils.checkpoint import checkpoint
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+INTERPRETED = torch.get_default_device().type == "cpu"
+BARS = {dtype: bar for dtype, bar in ERROR_BARS.items() if dtype != torch.float64}
+DTYPES = pytest.mark.parametrize("dtype", BARS, ids=lambda dtype: str(dtype).removeprefix("torch."))
+SIZES = [(16, 16), (64, 64), (32, 128), (128, 16), (16, 48), (24, 40)]
+triton = partial(wkv7, backend="triton")
+
+
+def assert_accurate(inputs, bar, **options):
+    expected = run(oracle, {name: x.double() for name, x in inputs.items()})
+    actual = run(partial(triton, **options), inputs)
+    errors = {name: relative_rms(actual[name], x, 1 if "state" in name else 2) for name, x in expected.items()}
+    wrong = {name: error for name, error in errors.items() if not error <= bar}
+    assert not wrong, f"{wrong} above {bar}"
+
+
+@pytest.fixture
+def in_segments(monkeypatch):
+    """A sequence is cut into 3 parts, however short it is."""
+    monkeypatch.setattr(wkv7_operators, "number_of_segments", lambda sizes: 3)
+
+
+@pytest.mark.parametrize("mode", ["chunk", "recurrent"])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_sizes(size, mode):
+    assert_accurate(make_inputs(21, *size, batch=1, dtype=torch.float32), BARS[torch.float32], mode=mode)
+
+
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 63, 77])
+def test_lengths(length):
+    assert_accurate(make_inputs(length, batch=1, dtype=torch.float32), BARS[torch.float32], mode="chunk")
+
+
+@pytest.mark.parametrize("mode", ["chunk", "recurrent"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_dtypes(dtype, mode):
+    assert_accurate(make_inputs(33, 32, 16, dtype=dtype), BARS[dtype], mode=mode)
+
+
+@pytest.mark.parametrize("mode", ["chunk", "recurrent"])
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_extremes(change, mode):
+    inputs = make_inputs(50 if mode == "chunk" else 20, 16, 24, dtype=torch.float32)
+    assert_accurate(inputs | change(inputs), BARS[torch.float32], mode=mode)
+
+
+@pytest.mark.parametrize("length", [33, 77, 95])
+def test_segments(length, in_segments):
+    assert_accurate(make_inputs(length, 16, 48, batch=1, dtype=torch.float32), BARS[torch.float32], mode="chunk")
+
+
+def test_segments_of_a_state_alone(in_segments):
+    inputs = make_inputs(77, 16, 24, batch=1, dtype=torch.float32)
+    expected = run(lambda **x: oracle(**x)[1:], {name: x.double() for name, x in inputs.items()}, ("final_state",))
+    actual = run(lambda **x: triton(**x | {"r": None}, mode="chunk")[1:], inputs, ("final_state",))
+    for name in set(expected) - {"d_r"}:
+        assert relative_rms(actual[name], expected[name], 1 if "state" in name else 2) <= 1e-5, name
+
+
+@pytest.mark.parametrize(
+    ("shape", "segments"),
+    [((2, 77, 200, 64, 64), 1), ((1, 4096, 5, 64, 64), 16), ((2, 4096, 5, 64, 64), 16), ((2, 1024, 10, 64, 64), 4)],
+)
+def test_few_heads_and_many_tokens_are_cut(shape, segments):
+    sizes = wkv7_operators.Sizes(*shape)
+    assert wkv7_operators.number_of_segments(sizes) == segments
+    per_segment = wkv7_operators.ceil_div(sizes.chunks, segments)
+    assert per_segment * (segments - 1) < sizes.chunks <= per_segment * segments  # none is empty
+
+
+@pytest.mark.parametrize("mode", ["chunk", "recurrent"])
+def test_without_receptance_and_state(mode):
+    inputs = make_inputs(21, batch=1, dtype=torch.float32)
+    zeros = torch.zeros_like(inputs.pop("initial_state"))
+    o, state = oracle(**{name: x.double() for name, x in inputs.items()}, initial_state=zeros.double())
+    nothing, alone = triton(**inputs | {"r": None}, mode=mode)
+    read, no_state = triton(**inputs, mode=mode)
+    assert nothing is None and no_state is None
+    assert relative_rms(alone, state, 1) <= 1e-5
+    assert relative_rms(read, o, 2) <= 1e-5
+
+
+@pytest.mark.parametrize("results", ["o", "final_state"])
+def test_gradients_of_one_result_alone(results):
+    inputs = make_inputs(21, batch=1, dtype=torch.float32)
+    place = slice(0, 1) if results == "o" else slice(1, 2)
+    expected = run(lambda **x: oracle(**x)[place], {name: x.double() for name, x in inputs.items()}, (results,))
+    actual = run(lambda **x: triton(**x, mode="chunk")[place], inputs, (results,))
+    for name in set(expected) - ({"d_r"} if results == "final_state" else set()):
+        assert relative_rms(actual[name], expected[name], 1 if "state" in name else 2) <= 1e-5, name
+
+
+@pytest.mark.parametrize("mode", ["chunk", "recurrent"])
+def test_length_0(mode):
+    inputs = make_inputs(0, 16, 32, dtype=torch.float32)
+    o, state = triton(**inputs, output_final_state=True, mode=mode)
+    assert o.shape == (2, 0, 3, 32)
+    torch.testing.assert_close(state, inputs["initial_state"])
+
+
+def test_dtypes_may_differ():
+    """As under autocast: decay, rate and removal key in float32."""
+    inputs = make_inputs(20, dtype=torch.float32)
+    inputs |= {name: inputs[name].bfloat16() for name in ("r", "v")}
+    assert_accurate(inputs, BARS[torch.bfloat16], mode="chunk")
+    o, state = triton(**inputs, output_final_state=True)
+    assert (o.dtype, state.dtype) == (torch.bfloat16, torch.float32)
+
+
+def test_auto_goes_token_by_token_for_inference_on_short_texts(monkeypatch):
+    calls = []
+    monkeypatch.setattr(wkv7_operators, "wkv7_triton", lambda *args, recurrent, **kwargs: calls.append(recurrent))
+    for length in (64, 65):
+        inputs = make_inputs(length, batch=1, dtype=torch.float32)
+        triton(**inputs)
+        triton(**inputs | {"k": inputs["k"].requires_grad_()})
+    assert calls == [True, False, False, False]
+
+
+def test_a_step_of_one_token_updates_the_state():
+    inputs = make_inputs(5, batch=1, dtype=torch.float32)
+    state = inputs.pop("initial_state")
+    o, expected = triton(**inputs, initial_state=state, output_final_state=True, mode="chunk")
+    for t in range(5):
+        token = {name: x[:, t : t + 1] for name, x in inputs.items()}
+        step, state = triton(**token, initial_state=state, output_final_state=True, mode="recurrent")
+        torch.testing.assert_close(step, o[:, t : t + 1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(state, expected, rtol=1e-4, atol=1e-5)
+
+
+# transformations of PyTorch
+
+
+def operator_arguments(*extra):
+    inputs = make_inputs(20, batch=1, heads=2, dtype=torch.float32)
+    return [x.requires_grad_() for x in inputs.values()] + list(extra)
+
+
+def test_operators_are_registered_rightly():
+    torch.library.opcheck(wkv7_operators.wkv7_operator, operator_arguments(1, True))
+    torch.library.opcheck(wkv7_operators.wkv7_recurrent_operator, operator_arguments())
+    arguments = [x.detach() for x in operator_arguments()]
+    o, state, saved, transitions = wkv7_operators.wkv7_operator(*arguments, 1, True)
+    gradients = (torch.ones_like(o), torch.ones_like(state), *arguments[:-1], saved, transitions, 1)
+    torch.library.opcheck(wkv7_operators.wkv7_backward_operator, gradients)
+
+
+def total(*args):
+    o, state = wkv7(*args[:-1], initial_state=args[-1], output_final_state=True, mode="chunk", backend="triton")
+    return o.square().sum() + state.square().sum()
+
+
+@pytest.mark.parametrize("change", ["compile", "checkpoint", "autocast"])
+def test_the_same_inside(change):
+    arguments = operator_arguments()
+    changed = {
+        "compile": torch.compile(total, fullgraph=True, backend="aot_eager"),
+        "checkpoint": lambda *args: checkpoint(total, *args, use_reentrant=False),
+        "autocast": torch.autocast(arguments[0].device.type, torch.bfloat16)(total),
+    }[change]
+    expected, actual = ([f(*arguments), *torch.autograd.grad(f(*arguments), arguments)] for f in (total, changed))
+    for x, y in zip(actual, expected, strict=True):
+        torch.testing.assert_close(x, y)
+
+
+class Scan(torch.nn.Module):
+    def forward(self, *args):
+        return triton(*args)[0]
+
+
+def test_export():
+    arguments = tuple(x.detach() for x in operator_arguments())[:-1]
+    program = torch.export.export(Scan(), arguments)
+    torch.testing.assert_close(program.module()(*arguments), Scan()(*arguments))
+
+
+def test_gradients_of_gradients_are_refused():
+    arguments = operator_arguments()
+    gradients = torch.autograd.grad(total(*arguments), arguments, create_graph=True)
+    with pytest.raises(RuntimeError):
+        torch.autograd.grad(sum(x.sum() for x in gradients), arguments)
+
+
+# errors
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (make_inputs(5), r"`backend='triton'` was asked for, but .* got torch.float64: convert"),
+        (make_inputs(5, 144, 16, dtype=torch.float32), "heads of at most 128 channels, got 144"),
+    ],
+    ids=["float64", "wide"],
+)
+def test_what_triton_cannot_take(inputs, message):
+    with pytest.raises(RuntimeError, match=message):
+        triton(**inputs)
+    wkv7(**inputs)
+
+
+# everything
+
+
+@pytest.mark.full
+@DTYPES
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("length", [17, 77])
+def test_all_sizes(length, size, dtype):
+    assert_accurate(make_inputs(length, *size, dtype=dtype), BARS[dtype], mode="chunk")
+
+
+@pytest.mark.full
+@DTYPES
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+@pytest.mark.parametrize("size", [(32, 16), (64, 64)], ids=str)
+def test_all_extremes(change, size, dtype):
+    inputs = make_inputs(77, *size, dtype=dtype)
+    assert_accurate(inputs | change(inputs), BARS[dtype], mode="chunk")
+
+
+@pytest.mark.full
+@DTYPES
+@pytest.mark.parametrize("length", [1000, 2048])
+def test_long(length, dtype):
+    assert_accurate(make_inputs(length, 16, 16, batch=1, dtype=dtype), BARS[dtype], mode="chunk")
