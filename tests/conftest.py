@@ -3,9 +3,8 @@
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-DEVICE = os.environ.get("CROSSWKV_TEST_DEVICE", "cpu")  # a GPU for tests/crosswkv_kernels: `make gpu-test`
 # kernels run on CPU tensors; read once, when Triton is imported
-os.environ.setdefault("TRITON_INTERPRET", "1" if DEVICE == "cpu" else "0")
+os.environ.setdefault("TRITON_INTERPRET", "0" if "CROSSWKV_TEST_DEVICE" in os.environ else "1")
 
 import pytest
 import torch
@@ -19,8 +18,8 @@ from diffusers_crosswkv.training.text import fit_tokenizer, make_text_encoder
 settings.register_profile("crosswkv", deadline=None, max_examples=20, derandomize=True)
 settings.load_profile("crosswkv")
 torch.set_num_threads(1)
-if DEVICE != "cpu":
-    torch.set_default_device(DEVICE)
+if "CROSSWKV_TEST_DEVICE" in os.environ:  # of tests/crosswkv_kernels: `make gpu-test`
+    torch.set_default_device(os.environ["CROSSWKV_TEST_DEVICE"])
 
 SMALL_UNET = {
     "sample_size": 8,

@@ -112,7 +112,7 @@ def test_lengths(length, rest, backend):
 @pytest.mark.parametrize(("length", "rest"), [(16, 0), (17, 80), (77, 0), (300, 20)])
 def test_grid(length, rest, size, dtype):
     # Triton's interpreter cuts bfloat16 off where a GPU rounds: twice the error, and 5.001e-3 in one of these cases
-    bar = 6e-3 if dtype == torch.bfloat16 else None
+    bar = 6e-3 if dtype == torch.bfloat16 and torch.get_default_device().type == "cpu" else None
     assert_accurate(make_inputs(length, *size, rest=rest, batch=1, dtype=dtype), "triton", dtype, bar)
 
 
