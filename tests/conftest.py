@@ -6,6 +6,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # kernels run on CPU tensors; read once, when Triton is imported
 os.environ.setdefault("TRITON_INTERPRET", "0" if "CROSSWKV_TEST_DEVICE" in os.environ else "1")
 
+import interpreter
 import pytest
 import torch
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
@@ -18,6 +19,8 @@ from diffusers_crosswkv.training.text import fit_tokenizer, make_text_encoder
 settings.register_profile("crosswkv", deadline=None, max_examples=20, derandomize=True)
 settings.load_profile("crosswkv")
 torch.set_num_threads(1)
+if os.environ["TRITON_INTERPRET"] == "1":
+    interpreter.install()
 if "CROSSWKV_TEST_DEVICE" in os.environ:  # of tests/crosswkv_kernels: `make gpu-test`
     torch.set_default_device(os.environ["CROSSWKV_TEST_DEVICE"])
 

@@ -74,9 +74,22 @@ def state_readout(
     eps: float,
 ) -> torch.Tensor:
     dtype = compute_dtype(r, state)
-    o = (r.to(dtype).transpose(1, 2) @ state.to(dtype).mT).transpose(1, 2)  # [B, T, H, V]
+    o = read_heads(r.to(dtype), state.to(dtype))
+    if norm_weight is None and gate is not None:  # the gate first: the product gets its order in memory
+        return (gate.unflatten(-1, o.shape[2:]) * o).flatten(-2).to(r.dtype)
     o = group_norm(o, norm_weight, norm_bias, eps)
     return (o if gate is None else o * gate).to(r.dtype)
+
+
+def read_heads(r: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+    """`S r`: `[B, T, H, K]` and `[B, H, V, K]` to `[B, T, H, V]`, heads before tokens in memory."""
+    by_head = r.transpose(1, 2)  # [B, H, T, K]
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and (r.requires_grad or state.requires_grad)):
+        return (by_head @ state.mT).transpose(1, 2)
+    o = r.new_empty(*by_head.shape[:3], state.shape[2])
+    for i in range(len(r)):  # a product over batch and heads at once would copy `r` into its order first
+        torch.bmm(by_head[i], state[i].mT, out=o[i])
+    return o.transpose(1, 2)
 
 
 def scan_readout(

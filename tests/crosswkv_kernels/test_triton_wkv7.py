@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from crosswkv_kernels import wkv7, wkv7_operators
+from interpreter import use_tensor_cores
 from scans import CHANGES, ERROR_BARS, make_inputs, oracle, relative_rms, run
 from torch.utils.checkpoint import checkpoint
 
@@ -52,6 +53,23 @@ def test_dtypes(dtype, mode):
 def test_extremes(change, mode):
     inputs = make_inputs(50 if mode == "chunk" else 20, 16, 24, dtype=torch.float32)
     assert_accurate(inputs | change(inputs), BARS[torch.float32], mode=mode)
+
+
+@pytest.mark.parametrize("dtype", BARS, ids=str)
+@pytest.mark.parametrize("change", [lambda x: {}, *CHANGES], ids=lambda change: change.__name__)
+def test_products_of_tensor_cores(change, dtype, monkeypatch):
+    use_tensor_cores(monkeypatch)
+    inputs = make_inputs(40, 32, 16, batch=1, dtype=dtype)
+    assert_accurate(inputs | change(inputs), BARS[dtype], mode="chunk")
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="a GPU multiplies as it does")
+def test_products_of_tensor_cores_are_not_exact(monkeypatch):
+    """What the test above changes can be seen."""
+    inputs = make_inputs(40, 32, 16, batch=1, dtype=torch.bfloat16)
+    exact = triton(**inputs, mode="chunk", output_final_state=True)[1]
+    use_tensor_cores(monkeypatch)
+    assert 1e-5 < relative_rms(triton(**inputs, mode="chunk", output_final_state=True)[1], exact, 1) < 1e-2
 
 
 @pytest.mark.parametrize("length", [33, 77, 95])

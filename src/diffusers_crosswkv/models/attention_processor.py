@@ -66,7 +66,8 @@ class CrossWKVAttnProcessor:
             hidden_states = hidden_states.transpose(1, 2).unflatten(2, spatial_shape)
         if attn.residual_connection:
             hidden_states = hidden_states + residual
-        return hidden_states / attn.rescale_output_factor
+        factor = attn.rescale_output_factor
+        return hidden_states if factor == 1 else hidden_states / factor
 
 
 class CrossWKVAttention(Attention):

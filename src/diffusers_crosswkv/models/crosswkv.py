@@ -240,7 +240,12 @@ class CrossWKV(nn.Module):
 
     def receptance(self, projections: Projections, x: torch.Tensor) -> torch.Tensor:
         """`[B, T, D]` to `[B, T, H, K]`."""
-        return FEATURE_MAPS[self.feature_map](projections.to_q(x)).unflatten(-1, (self.num_heads, -1))
+        receptance = projections.to_q(x)
+        if self.feature_map == "silu" and not torch.is_grad_enabled():
+            receptance = F.silu(receptance, inplace=True)  # a pass over memory less
+        else:
+            receptance = FEATURE_MAPS[self.feature_map](receptance)
+        return receptance.unflatten(-1, (self.num_heads, -1))
 
     def receptance_of_text(
         self, projections: Projections, text: torch.Tensor, mask: torch.Tensor | None = None
