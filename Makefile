@@ -7,7 +7,7 @@ PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-ch
 GPU_PYTHON ?= python3
 GPU_RUN = PYTHONPATH=src:kernels:$$PYTHONPATH TRANSFORMERS_VERBOSITY=error $(GPU_PYTHON)
 
-.PHONY: quickstart alignment judge kernel-bench gpu-bench gpu-test test lint clean
+.PHONY: quickstart alignment judge kernel-bench gpu-bench gpu-test test test-full lint clean
 
 quickstart: $(VENV)/.installed-quickstart
 	TRANSFORMERS_VERBOSITY=error $(VENV)/bin/python scripts/quickstart.py $(ARGS)
@@ -31,7 +31,10 @@ test: $(VENV)/.installed-tests
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+
+test-full: $(VENV)/.installed-tests
+	$(VENV)/bin/python -m pytest --numprocesses 2 --dist load -m full $(ARGS)
 
 lint: $(VENV)/.installed-tests
 	$(VENV)/bin/ruff check --fix .

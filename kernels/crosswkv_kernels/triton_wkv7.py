@@ -235,6 +235,7 @@ def wkv7_backward_kernel(
             b_G = tl.dot(tl.trans(b_dY), b_A, b_G, input_precision=PRECISION)
             store_block(p_dv, o_t, heads * V, o_v, length, V, b_dV)
             store_state(p_dS, o_v, o_k, V, K, b_G)
+        tl.debug_barrier()  # the next chunk's threads may load what others of this program have stored
 
         # of the decay: what tokens wrote and the state reach the end of the chunk through it
         b_dc = b_dD * b_D + b_dB * b_B
