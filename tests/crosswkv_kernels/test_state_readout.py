@@ -8,6 +8,7 @@ from crosswkv_kernels import state_readout, triton_readout
 from generators import seeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interpreter import use_tensor_cores
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 BOTH = pytest.mark.parametrize("backend", ["triton", "chunked"])
@@ -95,6 +96,12 @@ def test_dtypes(size, gated, dtype):
     inputs = make_inputs(77, *size, gated=gated, dtype=dtype)
     assert state_readout(**inputs).dtype == dtype
     assert_accurate(inputs, ERROR_BARS[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_products_of_tensor_cores(dtype, monkeypatch):
+    use_tensor_cores(monkeypatch)
+    assert_accurate(make_inputs(20, 32, 16, dtype=dtype), ERROR_BARS[dtype], "triton")
 
 
 def without_norm(inputs):
