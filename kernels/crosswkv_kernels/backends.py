@@ -12,6 +12,7 @@ SCAN_BACKENDS = (*BACKENDS, "reference")
 SCAN_MODES = ("auto", "chunk", "recurrent")
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WIDEST_HEAD = 128
+OLDEST_NVIDIA = (8, 0)  # before it, tensor cores have neither tf32 nor bfloat16
 
 
 def takes_triton(backend: str, tensors: tuple[torch.Tensor | None, ...], widths: tuple[int, ...] = ()) -> bool:
@@ -42,6 +43,11 @@ def find_obstacle(tensors: list[torch.Tensor], widths: tuple[int, ...]) -> str |
         return (
             f"its kernels do not run on the device {str(device)!r}: move the tensors to a GPU, or set "
             "TRITON_INTERPRET=1 before the first import to run them in Triton's interpreter, slowly"
+        )
+    if device.type == "cuda" and torch.version.cuda and torch.cuda.get_device_capability(device) < OLDEST_NVIDIA:
+        return (
+            f"its kernels need compute capability 8.0 (Ampere) or newer, got {torch.cuda.get_device_name(device)}: "
+            "use another GPU"
         )
     for x in tensors:
         if x.is_floating_point() and x.dtype not in TRITON_DTYPES:

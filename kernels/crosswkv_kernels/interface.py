@@ -50,7 +50,7 @@ def wkv7(
     Args:
         r: receptance `[B, T, H, K]`, or None to compute the state alone.
         w: **log** decay `[B, T, H, K]`, `-exp(-0.5) * sigmoid(.)`, so in (-0.60653, 0]; 0 keeps everything. Below
-            -0.60653 the chunked backend loses accuracy; the range is not checked.
+            -0.60653 chunks lose accuracy, and below -5 they overflow; the range is not checked.
         k: replacement key `[B, T, H, K]`.
         v: value `[B, T, H, V]`; V may differ from K.
         kappa: removal key `[B, T, H, K]`, of L2 norm 1 over K, or 0 at tokens that shall do nothing.
@@ -60,7 +60,8 @@ def wkv7(
         mode: `chunk` (matrix products), `recurrent` (token by token) or `auto`, which on Triton is `recurrent` for
             inference on at most 64 tokens.
         backend: `triton`, `chunked`, `reference` or `auto`: Triton on CUDA, ROCm and XPU devices unless an input is
-            float64 or a head wider than 128, `chunked` elsewhere. Triton's gradients have no gradients of their own.
+            float64 or a head wider than 128, `chunked` elsewhere. Triton's gradients have no gradients of their own;
+            its chunks multiply in tf32 if an input has 16 bits, so that a scan in parts agrees to about 1e-3.
 
     Returns:
         `(o, final_state)`: `o` is `[B, T, H, V]` in the dtype of `v`, or None without `r`. The state `[B, H, V, K]`
@@ -85,7 +86,8 @@ def wkv7(
     run: Callable[..., tuple[torch.Tensor | None, torch.Tensor | None]]
     if chosen == "triton":
         trained = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-        short = mode == "auto" and k.shape[1] <= RECURRENT_LENGTH and not trained
+        may_be_short = mode == "auto" and not trained and not torch.compiler.is_exporting()
+        short = may_be_short and k.shape[1] <= RECURRENT_LENGTH
         run = partial(wkv7_operators.wkv7_triton, recurrent=mode == "recurrent" or short)
     else:
         run = wkv7_chunked if chosen == "chunked" else wkv7_reference
@@ -105,8 +107,8 @@ def token_shift_mix(
         mu: `[n, D]`; 0 keeps the token, 1 replaces it by the one before.
         previous: `[B, T, D]`, what stands before each token, in the place of `shift(x)`: for sequences that go on
             from an earlier part, or that have gaps.
-        backend: `triton` (one kernel, on GPUs), `chunked` (plain PyTorch) or `auto`, which takes the faster one that
-            can run. Triton's gradients have no gradients of their own.
+        backend: `triton` (one kernel, on GPUs), `chunked` (plain PyTorch) or `auto`, Triton on GPUs where it can
+            run. Triton's gradients have no gradients of their own.
 
     Returns:
         `[n, B, T, D]` in the dtype of `x`, computed in float32 (float64 if an input is).
@@ -165,8 +167,8 @@ def state_writes(
         value_share: `[B, T, H * V]`, how much of it to take, before the sigmoid. Both or none.
         mask: `[B, T]` boolean, True keeps; masked tokens write nothing: all five results are zero there.
         feature_map: `identity` or `silu`, applied to the key.
-        backend: `triton` (one kernel, on GPUs), `chunked` (plain PyTorch) or `auto`, which takes the faster one that
-            can run. Triton's gradients have no gradients of their own.
+        backend: `triton` (one kernel, on GPUs), `chunked` (plain PyTorch) or `auto`, Triton on GPUs where it can
+            run. Triton's gradients have no gradients of their own.
 
     `decay`, `rate` and `value_share` may be expanded: a LoRA of rank 0 returns its bias for every token.
 
@@ -212,8 +214,8 @@ def state_readout(
         norm_weight, norm_bias: `[H * V]`, or None, both, for no normalisation.
         gate: `[B, T, H * V]`, or None for no gate.
         eps: added to the variance, > 0; the models use `head_dim * 1e-5`.
-        backend: `triton` (one kernel, on GPUs), `chunked` (plain PyTorch) or `auto`, which takes the faster one that
-            can run. Triton's gradients have no gradients of their own.
+        backend: `triton` (one kernel, on GPUs), `chunked` (plain PyTorch) or `auto`, Triton on GPUs where it can
+            run. Triton's gradients have no gradients of their own.
 
     Returns:
         `[B, T, H * V]` in the dtype of `r`. The read and the norm are computed in float32 (float64 if an input is).
@@ -256,8 +258,8 @@ def scan_readout(
         norm_weight, norm_bias: `[H * V]`, or None, both, for no normalisation.
         gate: `[B, T, H * V]`.
         eps: added to the variance, > 0; the models use `head_dim * 1e-5`.
-        backend: `triton` (one kernel, on GPUs), `chunked` (plain PyTorch) or `auto`, which takes the faster one that
-            can run. Triton's gradients have no gradients of their own.
+        backend: `triton` (one kernel, on GPUs), `chunked` (plain PyTorch) or `auto`, Triton on GPUs where it can
+            run. Triton's gradients have no gradients of their own.
 
     Returns:
         `[B, T, H * V]` in the dtype of `gate`, computed in float32 (float64 if an input is).

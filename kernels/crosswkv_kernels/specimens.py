@@ -85,6 +85,7 @@ def scan_specimens(key_dim: int = 64, value_dim: int = 64, dtypes: Iterable[torc
             assert o is not None and state is not None
             (o.sum() + state.sum()).backward()
         wkv7(*scan_inputs(LENGTH, key_dim, value_dim, dtype), mode="recurrent", backend="triton")
+        odd_scan_specimens(dtype)
     return recorder.launches[first:]
 
 
@@ -92,3 +93,16 @@ def scan_inputs(length: int, K: int, V: int, dtype: torch.dtype) -> list[torch.T
     """r, w, k, v, kappa, a."""
     widths = (K, K, K, V, K, K)
     return [tensor(BATCH, length, HEADS, width, dtype=dtype) for width in widths]
+
+
+def odd_scan_specimens(dtype: torch.dtype) -> None:
+    """What Triton compiles apart: one token, one head, widths and strides that 16 does not divide, far offsets."""
+    for shape in ((1, 1, 1, 64), (1, 16, 1, 17)):
+        inputs = [torch.zeros(shape, dtype=dtype, requires_grad=True) for _ in range(6)]
+        for mode in ("chunk", "recurrent"):
+            o, _ = wkv7(*inputs, mode=mode, backend="triton")
+            assert o is not None
+        wkv7(*inputs, mode="chunk", backend="triton")[0].sum().backward()  # type: ignore[union-attr]
+    everywhere = torch.empty(2**34, dtype=dtype, device="meta")  # recorded launches read nothing
+    far = everywhere.as_strided((1, 80, 1, 64), (1, 2**27, 1, 1))
+    wkv7(*[far] * 6, mode="chunk", backend="triton")

@@ -84,8 +84,8 @@ def launch(
 
 def dot_precision(*tensors: torch.Tensor | None) -> str:
     """`input_precision` of matrix products: error of at most 5e-3 if an input has 16 bits, 1e-5 if all have 32."""
-    vendor = _recorder.vendor if _recorder is not None else "amd" if torch.version.hip else "nvidia"
-    if vendor != "nvidia":
+    nvidia = _recorder.vendor == "nvidia" if _recorder is not None else not (torch.version.hip or torch.version.xpu)
+    if not nvidia:
         return "ieee"
     return "tf32" if any(x is not None and x.element_size() == 2 for x in tensors) else "tf32x3"
 
@@ -93,6 +93,9 @@ def dot_precision(*tensors: torch.Tensor | None) -> str:
 def _as_launch(kernel: Any, arguments: tuple, constants: dict[str, Any], num_warps: int, num_stages: int) -> Launch:
     signature, held, divisible = {}, dict(constants), []
     for name, value in zip(kernel.arg_names, arguments, strict=False):
+        if name in kernel.do_not_specialize:
+            signature[name] = _type_of(value)
+            continue
         if value is None or value is True or value is False or (isinstance(value, int) and value == 1):
             held[name] = value  # Triton makes constants of these
             continue

@@ -9,7 +9,7 @@ import triton.language as tl
 from .triton_wkv7 import load_state, store_state
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "heads"])
 def wkv7_recurrent_kernel(
     p_r, p_w, p_k, p_v, p_kappa, p_a, p_o, p_start, p_final,
     r_b, r_t, r_h, w_b, w_t, w_h, k_b, k_t, k_h, v_b, v_t, v_h, kappa_b, kappa_t, kappa_h, a_b, a_t, a_h,

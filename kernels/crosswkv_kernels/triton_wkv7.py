@@ -14,14 +14,17 @@ A scan of few heads over many tokens is cut into segments that run in parallel. 
 from to `S X + Y`; `wkv7_segments_kernel` computes `X` (`K x K`) and `Y`, `wkv7_combine_kernel` passes states from
 segment to segment, and the scan proper then starts everywhere at once. The gradient goes the same way back.
 
-Bytes per token and head, K = V = 64, bf16 (the least: forward 7 rows of 128 B, r w k v kappa a o; both 20 rows):
+Bytes per token and head, K = V = 64, all arguments in bf16, values not split (the least that must move: forward 7 rows
+of 128 B, r w k v kappa a o; forward and backward 20 rows):
 
     forward                896
     forward, kept states 1,024 more, for 64 x 64 floats every 16 tokens, where a gradient will be asked for
     backward             2,688 = 896 (r w k v kappa a do) + 1,024 (states) + 768 (dr dw dk dv dkappa da)
     both                 4,608, 1.8 times the least
-    in segments            640 more forward (w k v kappa a), 640 more backward (r w kappa a do), and 4 (forward) and
-                           4 (backward) `V K` or `K K` floats each way per segment of at least 256 tokens
+    in segments            640 more forward (w k v kappa a), 640 more backward (r w kappa a do), and 6 x 64 x 64 floats
+                           each way per segment of at least 256 tokens: up to 6,656, 2.6 times the least
+
+What `state_writes` returns is float32 but for the value: 128 B more for each of w, k, kappa, a and their gradients.
 """
 
 import triton
@@ -102,7 +105,7 @@ def load_writes(
     return b_w, b_c, b_kappa, b_a, b_A, b_B, invert(b_L, PRECISION)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "heads", "chunks_per_segment", "segments"])
 def wkv7_forward_kernel(
     p_r, p_w, p_k, p_v, p_kappa, p_a, p_o, p_start, p_final, p_saved,
     r_b, r_t, r_h, w_b, w_t, w_h, k_b, k_t, k_h, v_b, v_t, v_h, kappa_b, kappa_t, kappa_h, a_b, a_t, a_h,
@@ -156,7 +159,7 @@ def wkv7_forward_kernel(
         store_state(p_final + i_bh * V * K, o_v, o_k, V, K, b_S)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "heads", "chunks_per_segment", "segments"])
 def wkv7_backward_kernel(
     p_r, p_w, p_k, p_v, p_kappa, p_a, p_do, p_saved, p_dS, p_dr, p_dw, p_dk, p_dv, p_dkappa, p_da,
     r_b, r_t, r_h, w_b, w_t, w_h, k_b, k_t, k_h, v_b, v_t, v_h, kappa_b, kappa_t, kappa_h, a_b, a_t, a_h,
@@ -265,7 +268,7 @@ def wkv7_backward_kernel(
         store_block(p_da + o_out, o_t, heads * K, o_k, length, K, b_dB * b_kappa)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "heads", "chunks_per_segment", "segments"])
 def wkv7_segments_kernel(
     p_w, p_k, p_v, p_kappa, p_a, p_X, p_Y,
     w_b, w_t, w_h, k_b, k_t, k_h, v_b, v_t, v_h, kappa_b, kappa_t, kappa_h, a_b, a_t, a_h,
@@ -307,7 +310,7 @@ def wkv7_segments_kernel(
     store_state(p_Y + (i_bh * segments + i_p) * V * K, o_v, o_k, V, K, b_S)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "heads", "chunks_per_segment", "segments"])
 def wkv7_segments_backward_kernel(
     p_r, p_w, p_kappa, p_a, p_do, p_Y,
     r_b, r_t, r_h, w_b, w_t, w_h, kappa_b, kappa_t, kappa_h, a_b, a_t, a_h, do_b, do_t, do_h,
@@ -346,7 +349,7 @@ def wkv7_segments_backward_kernel(
     store_state(p_Y + (i_bh * segments + i_p) * V * K, o_v, o_k, V, K, b_dS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["segments"])
 def wkv7_combine_kernel(
     p_S, p_X, p_Y, p_passed, segments,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, REVERSE: tl.constexpr,

@@ -197,11 +197,8 @@ def wkv7_backward_operator(
     counts = (sizes.length, sizes.heads, ceil_div(sizes.chunks, segments), segments)
     grid, options = (sizes.programs, segments), {"BV": min(block_size(sizes.V), 32), "num_warps": 8}
     launch(wkv7_backward_kernel, grid, *arguments, *counts, **options, **constants)
-    return (
-        gradients[0] if reads else d_r,
-        *gradients[1:],
-        d_states[:, :, 0].clone(memory_format=torch.contiguous_format),
-    )
+    d_start = d_states.squeeze(2) if segments == 1 else d_states[:, :, 0].clone(memory_format=torch.contiguous_format)
+    return gradients[0] if reads else d_r, *gradients[1:], d_start
 
 
 def state_shape(sizes: Sizes, segments: int) -> tuple[int, ...]:
@@ -232,7 +229,8 @@ def _(d_o, d_final, r, w, k, v, kappa, a, saved, transitions, segments):
 
 
 def save_for_backward(ctx, inputs, output) -> None:
-    r, w, k, v, kappa, a, initial_state, ctx.segments, _save = inputs
+    r, w, k, v, kappa, a, initial_state, ctx.segments, save = inputs
+    ctx.kept_nothing = not save
     _, _, saved, transitions = output
     ctx.save_for_backward(r, w, k, v, kappa, a, saved, transitions)
     ctx.state_dtype = None if initial_state is None else initial_state.dtype
@@ -241,6 +239,11 @@ def save_for_backward(ctx, inputs, output) -> None:
 
 def backward(ctx, d_o, d_final, _d_saved, _d_transitions):
     r, w, k, v, kappa, a, saved, transitions = ctx.saved_tensors
+    if ctx.kept_nothing:
+        raise RuntimeError(
+            "A gradient of wkv7 needs the states of its forward, but that was called, traced or exported without "
+            "gradients; do so with gradients enabled and an input that requires one."
+        )
     gradients = wkv7_backward_operator(d_o, d_final, r, w, k, v, kappa, a, saved, transitions, ctx.segments)
     d_r, *d_writes, d_start = gradients
     d_start = None if ctx.state_dtype is None else d_start.to(ctx.state_dtype)
@@ -313,6 +316,7 @@ def wkv7_triton(
     else:
         tensors = (r, w, k, v, kappa, a, initial_state)
         save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-        segments = number_of_segments(sizes_of(k, v))
+        # an exported program serves other lengths too: nothing in it may depend on this one
+        segments = 1 if torch.compiler.is_exporting() else number_of_segments(sizes_of(k, v))
         o, final_state, _, _ = wkv7_operator(r, w, k, v, kappa, a, initial_state, segments, save)
     return None if r is None else o, final_state if output_final_state or r is None else None

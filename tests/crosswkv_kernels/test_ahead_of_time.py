@@ -11,6 +11,8 @@ import crosswkv_kernels
 import pytest
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+# bytes that a block may have; sm_80 stands for its smaller relatives sm_86 and sm_89 too
+SHARED_MEMORY = {"sm_80": 99 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
 
 
 def compile_kernels(*arguments):
@@ -49,7 +51,7 @@ def test_every_kernel_compiles():
     for target in TARGETS:
         assert {row["kernel"] for row in rows if row["target"] == target} == kernels_in_the_source()
     assert min(row["registers"] for row in rows) >= 16  # fewer: the compiler gave up and left a trap
-    assert max(row["shared"] for row in rows) <= 160 * 1024
+    assert not [row for row in rows if row["shared"] > SHARED_MEMORY[row["target"]]]
     assert not [row for row in rows if row["target"] == "sm_90" and row["spills"]]
 
 
@@ -57,7 +59,7 @@ def test_every_kernel_compiles():
 @pytest.mark.parametrize("widths", [(64, 64), (16, 16), (48, 80), (128, 128)], ids=str)
 def test_every_launch_compiles(widths):
     rows = compile_kernels("--every", "--widths", *map(str, widths))
-    assert len(rows) == len(TARGETS) * 2 * 27
+    assert len(rows) == len(TARGETS) * 2 * 36
     assert min(row["registers"] for row in rows) >= 16
-    assert max(row["shared"] for row in rows) <= 160 * 1024
+    assert not [row for row in rows if row["shared"] > SHARED_MEMORY[row["target"]]]
     assert not [row for row in rows if (row["target"], row["dtype"]) == ("sm_90", "bfloat16") and row["spills"]]

@@ -202,6 +202,22 @@ def test_export():
     torch.testing.assert_close(program.module()(*arguments), Scan()(*arguments))
 
 
+def test_export_for_any_length():
+    arguments = tuple(x.detach() for x in operator_arguments())[:-1]
+    length = torch.export.Dim("length", min=2, max=4096)
+    program = torch.export.export(Scan(), arguments, dynamic_shapes={"args": tuple({1: length} for _ in arguments)})
+    longer = tuple(x.detach() for x in make_inputs(77, batch=1, heads=2, dtype=torch.float32).values())[:-1]
+    torch.testing.assert_close(program.module()(*longer), triton(*longer, mode="chunk")[0])
+
+
+def test_a_gradient_of_what_kept_nothing_is_refused():
+    """A program that was exported without gradients."""
+    arguments = operator_arguments()
+    o, *_ = wkv7_operators.wkv7_operator(*arguments, 1, False)
+    with pytest.raises(RuntimeError, match="needs the states of its forward"):
+        o.sum().backward()
+
+
 def test_gradients_of_gradients_are_refused():
     arguments = operator_arguments()
     gradients = torch.autograd.grad(total(*arguments), arguments, create_graph=True)
