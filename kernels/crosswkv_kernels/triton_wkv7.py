@@ -105,6 +105,21 @@ def load_writes(
     return b_w, b_c, b_kappa, b_a, b_A, b_B, invert(b_L, PRECISION)
 
 
+@triton.jit
+def removed_values(b_A, b_S, b_M, b_V, b_X, PRECISION: tl.constexpr):
+    """U, what the tokens of a chunk find under their removal keys: `[BT, BV]`."""
+    b_U = tl.dot(b_A, tl.trans(b_S), input_precision=PRECISION)
+    return tl.dot(b_X, tl.dot(b_M, b_V, b_U, input_precision=PRECISION), input_precision=PRECISION)
+
+
+@triton.jit
+def next_state(b_S, b_V, b_D, b_U, b_B, b_w, PRECISION: tl.constexpr):
+    """The state behind a chunk."""
+    b_S = tl.dot(tl.trans(b_V), b_D, b_S, input_precision=PRECISION)
+    b_S -= tl.dot(tl.trans(b_U), b_B, input_precision=PRECISION)
+    return b_S * tl.exp(tl.sum(b_w, axis=0))[None, :]
+
+
 @triton.jit(do_not_specialize=["length", "heads", "chunks_per_segment", "segments"])
 def wkv7_forward_kernel(
     p_r, p_w, p_k, p_v, p_kappa, p_a, p_o, p_start, p_final, p_saved,
@@ -142,8 +157,7 @@ def wkv7_forward_kernel(
         b_D = load_block(p_k, o_t, k_t, o_k, length, K) * tl.exp(-b_c)
         b_V = load_block(p_v, o_t, v_t, o_v, length, V)
         b_M = below(tl.dot(b_A, tl.trans(b_D), input_precision=PRECISION), False)
-        b_U = tl.dot(b_A, tl.trans(b_S), input_precision=PRECISION)
-        b_U = tl.dot(b_X, tl.dot(b_M, b_V, b_U, input_precision=PRECISION), input_precision=PRECISION)
+        b_U = removed_values(b_A, b_S, b_M, b_V, b_X, PRECISION)
         if p_r is not None:
             b_R = load_block(p_r, o_t, r_t, o_k, length, K) * tl.exp(b_c)
             b_P = below(tl.dot(b_R, tl.trans(b_D), input_precision=PRECISION), True)
@@ -152,9 +166,7 @@ def wkv7_forward_kernel(
             b_O = tl.dot(b_P, b_V, b_O, input_precision=PRECISION)
             b_O -= tl.dot(b_Q, b_U, input_precision=PRECISION)
             store_block(p_o, o_t, heads * V, o_v, length, V, b_O)
-        b_S = tl.dot(tl.trans(b_V), b_D, b_S, input_precision=PRECISION)
-        b_S -= tl.dot(tl.trans(b_U), b_B, input_precision=PRECISION)
-        b_S *= tl.exp(tl.sum(b_w, axis=0))[None, :]
+        b_S = next_state(b_S, b_V, b_D, b_U, b_B, b_w, PRECISION)
     if p_final is not None and i_p == segments - 1:
         store_state(p_final + i_bh * V * K, o_v, o_k, V, K, b_S)
 
@@ -214,8 +226,7 @@ def wkv7_backward_kernel(
             o_v = i_v * BV + o_i
             b_S = load_state(p_saved + (i_bh * chunks + i_c) * V * K, o_v, o_k, V, K)
             b_V = load_block(p_v, o_t, v_t, o_v, length, V)
-            b_U = tl.dot(b_A, tl.trans(b_S), input_precision=PRECISION)
-            b_U = tl.dot(b_X, tl.dot(b_M, b_V, b_U, input_precision=PRECISION), input_precision=PRECISION)
+            b_U = removed_values(b_A, b_S, b_M, b_V, b_X, PRECISION)
             b_G = load_state(p_dS, o_v, o_k, V, K) * b_decay  # of S + V^T D - U^T B
             b_dw += tl.sum(b_G * b_S, axis=0)
             b_dD = tl.dot(b_V, b_G, b_dD, input_precision=PRECISION)
@@ -299,13 +310,11 @@ def wkv7_segments_kernel(
         b_D = load_block(p_k, o_t, k_t, o_k, length, K) * tl.exp(-b_c)
         b_V = load_block(p_v, o_t, v_t, o_v, length, V)
         b_M = below(tl.dot(b_A, tl.trans(b_D), input_precision=PRECISION), False)
-        b_U = tl.dot(b_A, tl.trans(b_S), input_precision=PRECISION)
-        b_U = tl.dot(b_X, tl.dot(b_M, b_V, b_U, input_precision=PRECISION), input_precision=PRECISION)
-        b_decay = tl.exp(tl.sum(b_w, axis=0))[None, :]
-        b_S = tl.dot(tl.trans(b_V), b_D, b_S, input_precision=PRECISION)
-        b_S = (b_S - tl.dot(tl.trans(b_U), b_B, input_precision=PRECISION)) * b_decay
+        b_U = removed_values(b_A, b_S, b_M, b_V, b_X, PRECISION)
+        b_S = next_state(b_S, b_V, b_D, b_U, b_B, b_w, PRECISION)
         b_U = tl.dot(b_X, tl.dot(b_A, tl.trans(b_T), input_precision=PRECISION), input_precision=PRECISION)
-        b_T = (b_T - tl.dot(tl.trans(b_U), b_B, input_precision=PRECISION)) * b_decay
+        b_T -= tl.dot(tl.trans(b_U), b_B, input_precision=PRECISION)
+        b_T *= tl.exp(tl.sum(b_w, axis=0))[None, :]
     store_state(p_X + (i_bh * segments + i_p) * K * K, o_k, o_k, K, K, b_T)
     store_state(p_Y + (i_bh * segments + i_p) * V * K, o_v, o_k, V, K, b_S)
 
