@@ -94,7 +94,7 @@ def invert(b_L, PRECISION: tl.constexpr):
 def load_writes(
     p_w, p_kappa, p_a, stride_w, stride_kappa, stride_a, o_t, o_k, length, K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """What every pass over a chunk begins with: w, c, kappa, a; A and B; (I + L)^-1."""
+    """What every pass over a chunk begins with: w and c; A and B; (I + L)^-1."""
     b_w = load_block(p_w, o_t, stride_w, o_k, length, K)
     b_kappa = load_block(p_kappa, o_t, stride_kappa, o_k, length, K)
     b_a = load_block(p_a, o_t, stride_a, o_k, length, K)
@@ -102,7 +102,7 @@ def load_writes(
     b_A = b_kappa * tl.exp(b_c - b_w)
     b_B = b_kappa * b_a * tl.exp(-b_c)
     b_L = below(tl.dot(b_A, tl.trans(b_B), input_precision=PRECISION), False)
-    return b_w, b_c, b_kappa, b_a, b_A, b_B, invert(b_L, PRECISION)
+    return b_w, b_c, b_A, b_B, invert(b_L, PRECISION)
 
 
 @triton.jit
@@ -151,9 +151,7 @@ def wkv7_forward_kernel(
         if p_saved is not None:
             store_state(p_saved + (i_bh * chunks + i_c) * V * K, o_v, o_k, V, K, b_S)
         o_t = tokens_of_chunk(i_c, BT, WIDE)
-        b_w, b_c, _b_kappa, _b_a, b_A, b_B, b_X = load_writes(
-            p_w, p_kappa, p_a, w_t, kappa_t, a_t, o_t, o_k, length, K, PRECISION
-        )
+        b_w, b_c, b_A, b_B, b_X = load_writes(p_w, p_kappa, p_a, w_t, kappa_t, a_t, o_t, o_k, length, K, PRECISION)
         b_D = load_block(p_k, o_t, k_t, o_k, length, K) * tl.exp(-b_c)
         b_V = load_block(p_v, o_t, v_t, o_v, length, V)
         b_M = below(tl.dot(b_A, tl.trans(b_D), input_precision=PRECISION), False)
@@ -203,9 +201,7 @@ def wkv7_backward_kernel(
     for i in range(0, last - first):
         i_c = last - 1 - i
         o_t = tokens_of_chunk(i_c, BT, WIDE)
-        b_w, b_c, _b_kappa, _b_a, b_A, b_B, b_X = load_writes(
-            p_w, p_kappa, p_a, w_t, kappa_t, a_t, o_t, o_k, length, K, PRECISION
-        )
+        b_w, b_c, b_A, b_B, b_X = load_writes(p_w, p_kappa, p_a, w_t, kappa_t, a_t, o_t, o_k, length, K, PRECISION)
         b_D = load_block(p_k, o_t, k_t, o_k, length, K) * tl.exp(-b_c)
         b_M = below(tl.dot(b_A, tl.trans(b_D), input_precision=PRECISION), False)
         b_decay = tl.exp(tl.sum(b_w, axis=0))[None, :]
@@ -304,9 +300,7 @@ def wkv7_segments_kernel(
     b_S = tl.zeros((BV, BK), tl.float32)
     for i_c in range(i_p * chunks_per_segment, min((i_p + 1) * chunks_per_segment, tl.cdiv(length, BT))):
         o_t = tokens_of_chunk(i_c, BT, WIDE)
-        b_w, b_c, _b_kappa, _b_a, b_A, b_B, b_X = load_writes(
-            p_w, p_kappa, p_a, w_t, kappa_t, a_t, o_t, o_k, length, K, PRECISION
-        )
+        b_w, b_c, b_A, b_B, b_X = load_writes(p_w, p_kappa, p_a, w_t, kappa_t, a_t, o_t, o_k, length, K, PRECISION)
         b_D = load_block(p_k, o_t, k_t, o_k, length, K) * tl.exp(-b_c)
         b_V = load_block(p_v, o_t, v_t, o_v, length, V)
         b_M = below(tl.dot(b_A, tl.trans(b_D), input_precision=PRECISION), False)
@@ -343,9 +337,7 @@ def wkv7_segments_backward_kernel(
     first, last = i_p * chunks_per_segment, min((i_p + 1) * chunks_per_segment, tl.cdiv(length, BT))
     for i in range(0, last - first):
         o_t = tokens_of_chunk(last - 1 - i, BT, WIDE)
-        b_w, b_c, _b_kappa, _b_a, b_A, b_B, b_X = load_writes(
-            p_w, p_kappa, p_a, w_t, kappa_t, a_t, o_t, o_k, length, K, PRECISION
-        )
+        b_w, b_c, b_A, b_B, b_X = load_writes(p_w, p_kappa, p_a, w_t, kappa_t, a_t, o_t, o_k, length, K, PRECISION)
         b_R = load_block(p_r, o_t, r_t, o_k, length, K) * tl.exp(b_c)
         b_dO = load_block(p_do, o_t, do_t, o_v, length, V)
         b_Q = below(tl.dot(b_R, tl.trans(b_B), input_precision=PRECISION), True)

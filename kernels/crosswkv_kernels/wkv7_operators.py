@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.library import custom_op
 
+from .triton_blocks import optional_contiguous
 from .triton_launch import dot_precision, launch
 from .triton_recurrent import wkv7_recurrent_kernel
 from .triton_wkv7 import (
@@ -87,10 +88,6 @@ def forward_options(sizes: Sizes, segments: int, precision: str) -> dict[str, in
     return {"BV": min(block_size(sizes.V), 32 if wide or few else 64), "num_warps": 8 if wide else 4}
 
 
-def contiguous(x: torch.Tensor | None) -> torch.Tensor | None:
-    return None if x is None else x.contiguous()
-
-
 @custom_op("crosswkv::wkv7", mutates_args=())
 def wkv7_operator(
     r: torch.Tensor | None,
@@ -111,7 +108,7 @@ def wkv7_operator(
     (r, w, k, v, kappa, a), strides = strided(r, w, k, v, kappa, a)
     constants = chunk_constants(sizes, strides, r, w, k, v, kappa, a)
     per_segment = ceil_div(sizes.chunks, segments)
-    starts = contiguous(initial_state)
+    starts = optional_contiguous(initial_state)
     if segments > 1:
         made = transitions if save else k.new_empty(transitions_shape(sizes, segments), dtype=torch.float32)
         starts = starts_of_segments(sizes, (w, k, v, kappa, a), strides[3:], starts, made, constants)
@@ -218,7 +215,7 @@ def ends_of_segments(sizes, tensors, strides, end, transitions, constants) -> to
         counts = (sizes.length, sizes.heads, ceil_div(sizes.chunks, segments), segments)
         grid, options = (sizes.programs, segments), {"BV": block_size(sizes.V), "num_warps": 8}
         launch(wkv7_segments_backward_kernel, grid, *tensors, added, *strides, *counts, **options, **constants)
-    return pass_through_segments(sizes, contiguous(end), transitions, added, constants, reverse=True)
+    return pass_through_segments(sizes, optional_contiguous(end), transitions, added, constants, reverse=True)
 
 
 @wkv7_backward_operator.register_fake
@@ -269,7 +266,7 @@ def wkv7_recurrent_operator(
     (r, w, k, v, kappa, a), strides = strided(r, w, k, v, kappa, a)
     BV = min(block_size(sizes.V), 32)
     grid = (sizes.programs * ceil_div(sizes.V, BV),)
-    tensors = (r, w, k, v, kappa, a, o if r is not None else None, contiguous(initial_state), final_state)
+    tensors = (r, w, k, v, kappa, a, o if r is not None else None, optional_contiguous(initial_state), final_state)
     constants = {"K": sizes.K, "V": sizes.V, "BK": block_size(sizes.K), "BV": BV, "num_warps": 4}
     launch(wkv7_recurrent_kernel, grid, *tensors, *strides, sizes.length, sizes.heads, **constants)
     return o, final_state
