@@ -11,7 +11,7 @@ import math
 
 import diffusers
 
-from diffusers_crosswkv import DIR7UNet2DConditionModel
+from ..models import DIR7UNet2DConditionModel
 
 STOCK_WIDTHS = (320, 640, 1280, 1280)
 

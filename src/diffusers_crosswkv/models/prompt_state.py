@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 
 FORMAT = "diffusers_crosswkv.PromptState"
-FORMAT_VERSION = 2  # 1, never released, had no transitions
+FORMAT_VERSION = 3  # 1 had no transitions, 2 another fingerprint; neither was released
 REST = {"last_token", "fingerprint"}  # what a file holds besides the layers
 FINGERPRINT_TOLERANCE = 0.01  # per parameter; rounding to bfloat16 moves weights by 0.2 %
 
@@ -25,7 +25,7 @@ class Fingerprinted(Protocol):
 
     def fingerprint(self) -> torch.Tensor: ...
 
-    def weights_version(self) -> tuple[int, ...]: ...
+    def weights_version(self) -> tuple[object, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class PromptState:
     last_token: torch.Tensor
     fusion: str
     fingerprint: torch.Tensor
-    _accepted: "weakref.WeakKeyDictionary[Fingerprinted, tuple[int, ...]] | None" = None
+    _accepted: "weakref.WeakKeyDictionary[Fingerprinted, tuple[object, ...]] | None" = None
 
     def __repr__(self) -> str:
         shapes = " ".join("x".join(map(str, shape)) for shape in self._shapes)
@@ -206,7 +206,7 @@ class PromptState:
             _check_fingerprint(model.fingerprint(), self.fingerprint, "the prompt state")
             self._accept(model, version)
 
-    def _accept(self, model: Fingerprinted, version: tuple[int, ...]) -> None:
+    def _accept(self, model: Fingerprinted, version: tuple[object, ...]) -> None:
         if self._accepted is None:
             object.__setattr__(self, "_accepted", weakref.WeakKeyDictionary())
         assert self._accepted is not None
