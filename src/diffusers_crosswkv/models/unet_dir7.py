@@ -16,7 +16,7 @@ from .crosswkv import check_text
 from .crosswkv_layers import install_layers
 from .fingerprint import fingerprint, weights_version
 from .prompt_state import PromptState, PromptStateSpec
-from .stock_weights import check_single_file, of_crosswkv, stock_weights_message
+from .stock_weights import check_single_file, of_crosswkv, of_stock_class, stock_weights_message
 from .text_layers import onloaded, scan_layers, text_receptances, write_text
 from .text_scan import backward_transitions
 
@@ -232,6 +232,9 @@ class DIR7UNet2DConditionModel(UNet2DConditionModel):
         Raises:
             ValueError: the weights are those of a stock U-Net, without the parameters of CrossWKV.
         """
+        config = cls.load_config(pretrained_model_name_or_path, **kwargs)
+        if of_stock_class(config):
+            raise ValueError(stock_weights_message(pretrained_model_name_or_path))
         with_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
         missing = of_crosswkv(info["missing_keys"])
