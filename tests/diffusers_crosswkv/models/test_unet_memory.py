@@ -36,9 +36,10 @@ def test_model_offload(model):
     assert_same_model(unet, inputs, expected, state, tolerance=0)
 
 
-@pytest.mark.parametrize(
-    "kind", [{"offload_type": "leaf_level"}, {"offload_type": "block_level", "num_blocks_per_group": 1}]
-)
+LEAVES, BLOCKS = {"offload_type": "leaf_level"}, {"offload_type": "block_level", "num_blocks_per_group": 1}
+
+
+@pytest.mark.parametrize("kind", [LEAVES, BLOCKS])
 def test_group_offload(model, kind, tmp_path):
     """To disk: there, weights that have not been fetched are not merely elsewhere, but gone."""
     unet, inputs, expected, state = model
