@@ -4,6 +4,7 @@ import sys
 
 from diffusers import ModelMixin
 
+from .conversion import convert_unet
 from .models import CrossWKV, CrossWKVAttnProcessor, DIR7UNet2DConditionModel, PromptState
 from .pipelines import DIR7Pipeline
 from .presets import load_preset
@@ -17,6 +18,7 @@ __all__ = [
     "DIR7UNet2DConditionModel",
     "ModelMixin",  # Diffusers looks the base class of our components up in this namespace
     "PromptState",
+    "convert_unet",
     "load_preset",
 ]
 
