@@ -70,6 +70,14 @@ def assert_reported(printed, folder, by_place):
 
 
 @pytest.mark.parametrize(
+    ("softmax", "steps"), [(12.0, "50"), (12.1, "48"), (11.0, "100"), (10.0, "never"), (9.0, "never")]
+)
+def test_steps_to_repay(softmax, steps):
+    times = {prompt_length.SOFTMAX: softmax, prompt_length.READ: 10.0, prompt_length.ENCODE: 100.0}
+    assert prompt_length_report.steps_to_repay({side: {"median_ms": time} for side, time in times.items()}) == steps
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--device", "tpu"), "error: `device` must be one of cpu, cuda, xpu, got 'tpu'."),

@@ -1,5 +1,6 @@
 """Page and plots from the rows of the prompt length benchmark. Every figure in them is a row's."""
 
+import math
 from pathlib import Path
 
 from . import plots
@@ -10,6 +11,7 @@ from .tables import markdown
 
 HEADER = (
     *("text tokens", "softmax", "state, read", "softmax / read", "state, scanned in the step", "encode once"),
+    "steps that repay it",
     *("softmax: keys, values", "prompt state", "peak, softmax", "peak, read"),
 )
 STYLES = {
@@ -81,11 +83,18 @@ def table(results: Results, preset: str) -> str:
         rows.append(
             [
                 *(str(length), times[SOFTMAX], times[READ], f"{ratio:.2f}", times[SCAN], times[ENCODE]),
+                steps_to_repay(of),
                 *(kibibytes(of[side]["prompt_bytes"]) for side in (SOFTMAX, READ)),
                 *(mebibytes(of[side]["peak_bytes"]) for side in (SOFTMAX, READ)),
             ]
         )
     return markdown(HEADER, rows)
+
+
+def steps_to_repay(of: dict[str, Row]) -> str:
+    """Denoising steps from which encoding once and reading takes less time than softmax."""
+    saved = of[SOFTMAX]["median_ms"] - of[READ]["median_ms"]
+    return f"{math.ceil(of[ENCODE]['median_ms'] / saved)}" if saved > 0 else "never"
 
 
 def summary(results: Results, preset: str) -> str:
@@ -126,6 +135,7 @@ typed.
   with the same config and its own attention (PyTorch's `scaled_dot_product_attention`). **state, read** has CrossWKV
   and reads a prompt state; **encode once** is what making that state costs, once per prompt and not per step.
   **state, scanned in the step** is the plain call with the text, as the stock pipelines make it at every step.
+- **steps that repay it**: from so many steps on, encoding once and reading is faster than softmax at every step.
 - Weights and inputs are random. All lengths and sides of a U-Net take turns in one run, after a warm-up.
 - **keys, values**: what softmax makes of the prompt in all layers, anew at each step; **prompt state**: what is read
   instead, with all that continuing the text needs. **peak**: what a call holds at its height beyond its arguments."""
