@@ -74,8 +74,17 @@ def test_new_parameters_are_those_of_a_fresh_model(stock, fusion):
     for name in report.new:
         if name.endswith(drawn):
             torch.testing.assert_close(converted[name].std(), fresh[name].std(), rtol=0.3, atol=0)
+        elif fusion == "state" and name.endswith(".gate_lora.expand.bias"):
+            assert torch.equal(converted[name], fresh[name] * 4 / 64)
         else:
             assert torch.equal(converted[name], fresh[name]), name
+
+
+def test_a_normalised_read_keeps_its_gate(stock):
+    unet = convert_unet(stock, crosswkv_output_norm=True)
+    biases = [x for name, x in unet.named_parameters() if name.endswith(".gate_lora.expand.bias")]
+    assert biases
+    assert all((x == 1).all() for x in biases)
 
 
 def test_all_but_cross_attention_works_as_before(stock, fusion):
