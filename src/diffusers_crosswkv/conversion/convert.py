@@ -132,8 +132,12 @@ def check_source(unet: UNet2DConditionModel) -> None:
             f"`unet` must be a UNet2DConditionModel, got {type(unet).__name__}; pass `pipe.unet`, or "
             "`UNet2DConditionModel.from_pretrained(repository, subfolder='unet')`."
         )
-    if getattr(unet, "hf_quantizer", None) is not None:
-        raise ValueError("`unet` must have plain weights, but they are quantized; load it without quantization.")
+    small = [name for name, x in unet.state_dict().items() if x.dtype.itemsize < 2]
+    if small or getattr(unet, "hf_quantizer", None) is not None:
+        what = f"{small[0]} is {unet.state_dict()[small[0]].dtype}" if small else "they are quantized"
+        raise ValueError(
+            f"`unet` must have plain weights, but {what}; load it without quantization or layerwise casting."
+        )
     if getattr(unet, "peft_config", None):
         raise ValueError(
             f"`unet` must be without LoRA layers, but has {', '.join(unet.peft_config)}; call "

@@ -175,6 +175,15 @@ def test_buffers_that_no_file_holds(make_stock):
     assert all(torch.equal(x, dict(unet.named_buffers())[name]) for name, x in kernels.items())
 
 
+def test_fused_projections_are_left_behind(stock):
+    before = set(stock.state_dict())
+    stock.fuse_qkv_projections()
+    unet, report = convert_unet(stock, return_report=True)
+    assert set(report.copied.values()) == before
+    assert set(report.unused) == set(stock.state_dict()) - before
+    assert unet(*inputs()).sample.isfinite().all()
+
+
 def test_round_trip(stock, tmp_path):
     unet = convert_unet(stock)
     unet.save_pretrained(tmp_path)
@@ -203,6 +212,10 @@ def test_bad_sources(stock, make_stock):
         empty = make_stock()
     with pytest.raises(ValueError, match=r"is on the meta device; call `pipe\.remove_all_hooks\(\)`"):
         convert_unet(empty)
+    cast = make_stock()
+    cast.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"must have plain weights, but .* is torch\.float8_e4m3fn; load it without"):
+        convert_unet(cast)
     stock.conv_in = torch.nn.Conv2d(5, 32, 3, padding=1)
     with pytest.raises(ValueError, match=r"must be those of its config, but conv_in\.weight is not"):
         convert_unet(stock)
