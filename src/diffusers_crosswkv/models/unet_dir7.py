@@ -13,6 +13,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
+from ..remote_code import LIBRARY, UNET_FILE, write_remote_code
 from .attention_processor import CrossWKVAttention, CrossWKVAttnProcessor, PreparedText
 from .crosswkv import CrossWKV, check_sizes, check_text, previous_tokens
 from .prompt_state import PromptState, PromptStateSpec
@@ -60,6 +61,8 @@ class DIR7UNet2DConditionModel(UNet2DConditionModel):
         ValueError: sizes that do not divide, an unknown fusion, or blocks without a separate cross-attention.
     """
 
+    prompt_state_class = PromptState  # for code that holds a U-Net, and may be remote code with classes of its own
+
     @register_to_config
     @with_unet_arguments
     def __init__(
@@ -78,6 +81,8 @@ class DIR7UNet2DConditionModel(UNet2DConditionModel):
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
+        if type(self).__module__ == __name__:  # not a subclass of somebody's own
+            self.__module__ = LIBRARY  # what `model_index.json` shall name, also where this file is remote code
         options = {
             "head_dim": crosswkv_head_dim,
             "fusion": crosswkv_fusion,
@@ -250,6 +255,11 @@ class DIR7UNet2DConditionModel(UNet2DConditionModel):
                 "UNet2DConditionModel; they cannot be used here without conversion."
             )
         return (model, info) if with_info else model
+
+    def save_config(self, save_directory, *args, **kwargs) -> None:
+        """As in Diffusers; beside the config lies the code that loads it on a machine without this package."""
+        write_remote_code(type(self), save_directory, UNET_FILE)
+        super().save_config(save_directory, *args, **kwargs)
 
     def set_default_attn_processor(self) -> None:
         """Stock self-attention; cross-attention stays CrossWKV."""

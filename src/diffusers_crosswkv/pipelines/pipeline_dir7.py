@@ -13,6 +13,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..models import DIR7UNet2DConditionModel, PromptState
 from ..models.text_windows import encode_texts
+from ..remote_code import PIPELINE_FILE, write_remote_code
 
 ENDOFTEXT = "<|endoftext|>"
 CALLBACK_TENSORS = ("latents",)
@@ -48,6 +49,11 @@ class DIR7Pipeline(DiffusionPipeline):
         self.register_to_config(prepend_endoftext=prepend_endoftext)
         self.vae_scale_factor = 1 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
+
+    def save_config(self, save_directory, *args, **kwargs) -> None:
+        """As in Diffusers; beside `model_index.json` lies the code that runs on a machine without this package."""
+        write_remote_code(type(self), save_directory, PIPELINE_FILE)
+        super().save_config(save_directory, *args, **kwargs)
 
     def encode_prompt(self, prompt: str | Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """The text encoder's hidden states `[B, L, D_q]` and their mask `[B, L]` (1 = keep).
@@ -194,7 +200,7 @@ class DIR7Pipeline(DiffusionPipeline):
                 not isinstance(texts, list | tuple) or not texts or any(not isinstance(text, str) for text in texts)
             ):
                 raise ValueError(f"`{name}` must be a string or a non-empty list of strings, got {value!r}.")
-            if state is not None and not isinstance(state, PromptState):
+            if state is not None and not isinstance(state, self.unet.prompt_state_class):
                 raise ValueError(f"`{name}_state` must be a PromptState, got {type(state).__name__}.")
             if texts is not None and state is not None and len(state) not in (1, len(texts)):
                 raise ValueError(
@@ -294,7 +300,7 @@ class DIR7Pipeline(DiffusionPipeline):
         state = self._expanded_state(prompt, prompt_state, num_prompts)[repeats]
         if guided:
             negative = self._expanded_state(negative_prompt, negative_prompt_state, num_prompts)[repeats]
-            state = PromptState.cat([negative, state])
+            state = self.unet.prompt_state_class.cat([negative, state])
         return {"encoder_hidden_states": None, "cross_attention_kwargs": {"prompt_state": state}}
 
     def _expanded_state(self, prompt, prompt_state: PromptState | None, num_prompts: int) -> PromptState:
