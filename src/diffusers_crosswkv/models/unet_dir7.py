@@ -240,11 +240,14 @@ class DIR7UNet2DConditionModel(UNet2DConditionModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """As in Diffusers.
+        """As in Diffusers, but for weights that are not safetensors: they are read with `use_safetensors=False` only.
 
         Raises:
+            OSError: there are no weights, or none as safetensors.
             ValueError: the weights are those of a stock U-Net, without the parameters of CrossWKV.
         """
+        if kwargs.get("use_safetensors") is None:  # where Diffusers would take other files, which can run code
+            kwargs["use_safetensors"] = True
         with_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
         missing = [name for name in info["missing_keys"] if ".crosswkv." in name]

@@ -50,6 +50,13 @@ class DIR7Pipeline(DiffusionPipeline):
         self.vae_scale_factor = 1 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As in Diffusers, but weights that are not safetensors are read with `use_safetensors=False` only."""
+        if kwargs.get("use_safetensors") is None:
+            kwargs["use_safetensors"] = True
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
     def save_config(self, save_directory, *args, **kwargs) -> None:
         """As in Diffusers; beside `model_index.json` lies the code that runs on a machine without this package."""
         write_remote_code(type(self), save_directory, PIPELINE_FILE)

@@ -59,7 +59,7 @@ def flatten(root: str) -> str:
 def targets_of(module: Module, annotations: bool) -> Iterator[Target]:
     """What of ours a module uses, in its code or, with `annotations`, anywhere: attributes of modules resolved."""
     attributes = attribute_of_modules(module)
-    for name, in_annotation, _ in module.names:
+    for name, in_annotation, *_ in module.names:
         if name.id in module.own and (annotations or not in_annotation):
             target = resolve(*module.own[name.id])
             yield resolve(target.module, attributes[id(name)].attr) if target.attribute is None else target
@@ -68,7 +68,7 @@ def targets_of(module: Module, annotations: bool) -> Iterator[Target]:
 def attribute_of_modules(module: Module) -> dict[int, ast.Attribute]:
     """`x.f` for every `x` that is a module of ours, by the identity of the node `x`."""
     found = {id(node.value): node for node in ast.walk(module.tree) if isinstance(node, ast.Attribute)}
-    for name, _, _ in module.names:
+    for name, *_ in module.names:
         if name.id in module.own and resolve(*module.own[name.id]).attribute is None and id(name) not in found:
             raise error(module, name, f"uses the module `{name.id}` itself; a flat file has only what is in it")
     return found
@@ -262,7 +262,7 @@ def renamed(module: Module, flat_names: dict[Entity, str]) -> list[str | None]:
 def edits_of_names(module: Module, flat_names: dict[Entity, str]) -> Iterator[tuple[int, int, str, str]]:
     """Line, column, old and new text of every global name that changes."""
     attributes = attribute_of_modules(module)
-    for name, _, hidden in module.names:
+    for name, _, hidden, in_class in module.names:
         node: ast.expr = name
         entity: Entity = (module.name, name.id)
         if name.id in module.own:
@@ -275,6 +275,8 @@ def edits_of_names(module: Module, flat_names: dict[Entity, str]) -> Iterator[tu
             entity = module.foreign[name.id]
         old = ast.unparse(node)
         new = flat_names.get(entity, old)
+        if new != old and in_class:
+            raise error(module, name, f"must not use `{old}` in a class that has one too: in one file it is `{new}`")
         if new != old and new in hidden:
             raise error(module, name, f"must not call something local `{new}`, as `{old}` is called in one file")
         if new != old:
@@ -295,8 +297,9 @@ def edits_of_definitions(
 def check_complete(text: str, root: str) -> None:
     """Nothing undefined, and nothing that Diffusers would take for a second file."""
     tree = ast.parse(text)
-    defined = bindings(tree.body) | ALWAYS_THERE
-    missing = sorted({name.node.id for name in global_names(tree, set())} - defined)
+    shared = {name for node in ast.walk(tree) if isinstance(node, ast.Global) for name in node.names}
+    used = {name.node.id for name in global_names(tree, set()) if not name.in_class}
+    missing = sorted(used - bindings(tree.body) - shared - ALWAYS_THERE)
     if missing:
         raise ValueError(f"Flattening {root} must leave nothing undefined, but leaves {missing}.")
     relative = re.findall(r"^\s*(?:import\s+|from\s+)\.\S*", text, flags=re.MULTILINE)

@@ -32,6 +32,7 @@ class GlobalName(NamedTuple):
     node: ast.Name
     in_annotation: bool
     hidden: frozenset[str]  # names that mean something local at this place
+    in_class: bool = False  # the class body around binds the name too: which is meant depends on the order
 
 
 @dataclass
@@ -73,6 +74,8 @@ def read_module(name: str) -> Module:
     for node in nested:
         if isinstance(node, ast.ImportFrom) and id(node) not in kept_out and node not in module.removed:
             read_import(module, node)
+    shared = [name for node in ast.walk(module.tree) if isinstance(node, ast.Global) for name in node.names]
+    module.defined += [name for name in dict.fromkeys(shared) if name not in module.defined]
     kept_out |= {id(inner) for node in module.removed for inner in ast.walk(node)}
     module.names = [one for one in global_names(module.tree, set(module.own)) if id(one.node) not in kept_out]
     twice = sorted(
@@ -203,8 +206,10 @@ def global_names(tree: ast.Module, own: set[str]) -> list[GlobalName]:
 
     def walk(node: ast.AST, outer: frozenset[str], inner: frozenset[str], annotation: bool = False) -> None:
         # outer: local names of the functions around; inner: those and the names of the class body around, if any
-        if isinstance(node, ast.Name) and node.id not in inner:
-            found.append(GlobalName(node, annotation, inner))
+        if isinstance(node, ast.Name):
+            in_class = node.id in inner - outer
+            if node.id not in inner or (in_class and isinstance(node.ctx, ast.Load)):
+                found.append(GlobalName(node, annotation, inner, in_class))
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and annotation:
             found.extend(GlobalName(name, True, inner) for name in quoted_names(node))
         elif isinstance(node, Function):
@@ -223,7 +228,10 @@ def global_names(tree: ast.Module, own: set[str]) -> list[GlobalName]:
         elif isinstance(node, Comprehension):
             parts = [part for generator in node.generators for part in ast.walk(generator.target)]
             targets = {part.id for part in parts if isinstance(part, ast.Name)}
-            for child in ast.iter_child_nodes(node):
+            first = node.generators[0]
+            walk(first.iter, outer, inner)  # in the scope around
+            inside = [child for child in ast.iter_child_nodes(node) if child is not first]
+            for child in [*inside, first.target, *first.ifs]:
                 walk(child, outer | targets, inner | targets)
         else:
             of_annotation = getattr(node, "annotation", None)
