@@ -219,7 +219,7 @@ def global_names(tree: ast.Module, own: set[str]) -> list[GlobalName]:
                     walk(child, outer, inner, child is getattr(node, "returns", None))
             for part in ast.iter_child_nodes(node.args):
                 walk(part, outer, inner)
-            bound = outer - shared_names(node) | (local_names(node) - own)
+            bound = outer - shared_names(node) | local_names(node, own)
             for child in body:
                 walk(child, bound, bound)
         elif isinstance(node, ast.ClassDef):
@@ -243,10 +243,13 @@ def global_names(tree: ast.Module, own: set[str]) -> list[GlobalName]:
     return found
 
 
-def local_names(function: Function) -> set[str]:
+def local_names(function: Function, own: set[str]) -> set[str]:
+    """Arguments and what the body binds, but not what it imports of ours."""
     arguments = {part.arg for part in ast.iter_child_nodes(function.args) if isinstance(part, ast.arg)}
+    imports = [part for part in ast.walk(function) if isinstance(part, ast.ImportFrom)]
+    imported = {alias.asname or alias.name for part in imports for alias in part.names} & own
     body = bindings(function.body) if isinstance(function.body, list) else set()
-    return (arguments | body) - shared_names(function)
+    return (arguments | body - imported) - shared_names(function)
 
 
 def shared_names(function: Function) -> set[str]:

@@ -44,7 +44,8 @@ def test_modules_stand_behind_each_other_as_they_are_written(make_package):
     name = make_package(
         low='"""Low things."""\n\nimport math\n\n\ndef half(x):  # a comment\n    """Half of it."""\n'
         "    return math.fabs(x) / 2\n",
-        high='"""High things.\n\nMore."""\n\nimport math\n\nfrom .low import half\n\n\ndef f(x):\n    return half(math.floor(x))\n',
+        high='"""High things.\n\nMore."""\n\nimport math\n\nfrom .low import half\n\n\n'
+        "def f(x):\n    return half(math.floor(x))\n",
     )
     flat, text = run_flat(f"{name}.high")
     assert flat["f"](5.5) == 2.5
@@ -61,13 +62,14 @@ def test_names_that_two_modules_define_are_told_apart(make_package):
         "class Low:\n    SCALE = 3\n\n    def f(self) -> int:\n        return f(SCALE)\n"
     )
     high = (
-        "from . import low\nfrom .low import f as low_f, Low\n\nSCALE = 10\n\n\ndef f(x):\n"
-        "    return [SCALE, low.f(x), low_f(x, SCALE=3), low.SCALE, Low.SCALE, Low().f(), low.twice(4)]\n"
+        "from . import low\nfrom .low import f as low_f, Low, twice as pair\n\nSCALE = 10\n\n\ndef g(pair):\n"
+        "    return pair\n\n\ndef f(x):\n"
+        "    return [SCALE, low.f(x), low_f(x, SCALE=3), low.SCALE, Low.SCALE, Low().f(), pair(4), g(1)]\n"
     )
     name = make_package(low=low, high=high)
     expected = importlib.import_module(f"{name}.high").f(5)
     flat, text = run_flat(f"{name}.high")
-    assert flat["f"](5) == expected == [10, 10, 15, 2, 3, 4, [8, 8]]
+    assert flat["f"](5) == expected == [10, 10, 15, 2, 3, 4, [8, 8], 1]
     assert "def low_f(x, SCALE=low_SCALE):" in text
     assert "low_f(x, SCALE=3)" in text  # a keyword keeps its name
     assert flat["Low"].SCALE == 3
