@@ -144,6 +144,8 @@ class Handler(BaseHTTPRequestHandler):
         user, repository = self.user(), self.server.repositories.get(repo_id)
         if repository is None or (repository.private and user != repo_id.split("/")[0]):
             raise HubError(404 if user else 401, "Repository not found", "RepoNotFound")
+        if write and user is None:
+            raise HubError(401, "Invalid username or password.")
         if write and user != repo_id.split("/")[0]:
             raise HubError(403, "Forbidden: you have no write access to this repository.")
         return repository

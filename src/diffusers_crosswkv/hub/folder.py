@@ -58,6 +58,8 @@ def read_saved_pipeline(folder: str | os.PathLike) -> SavedPipeline:
     }
     files = [path / name for name in ROOT_FILES if (path / name).is_file()]
     for name in components:
+        if Path(name).name != name:
+            raise ValueError(f"{path / INDEX} must name components inside its folder, got {name!r}.")
         if not (path / name).is_dir():
             raise FileNotFoundError(f"{path} must hold a folder {name!r}, which its {INDEX} names; save it again.")
         files += sorted(
