@@ -167,7 +167,7 @@ print(json.dumps({{
         "missing repository": "Repository Not Found for url",
         "missing revision": "Revision Not Found for url",
         "pickled, pipeline": "Could not find the necessary `safetensors` weights",
-        "pickled, any pipeline": "no file named diffusion_pytorch_model.safetensors",
+        "pickled, any pipeline": "OSError: Error no file named",
         "pickled, U-Net": "diffusion_pytorch_model.safetensors",
         "outside": "cannot contain a '..' path segment",
         "outside, one file": "cannot contain a '..' path segment",
