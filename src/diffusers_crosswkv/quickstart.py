@@ -18,7 +18,7 @@ from .evaluation.digits import Agreement, DigitJudge, agreement
 from .hub import FROM_SCRATCH, Metric, ModelFacts
 from .models import DIR7UNet2DConditionModel
 from .pipelines import DIR7Pipeline
-from .pipelines.pipeline_dir7 import ENDOFTEXT
+from .pipelines.prompt_encoding import ENDOFTEXT
 from .presets import load_preset
 from .training import Models, TrainingConfig, train
 from .training.config import RUN_FILE

@@ -48,6 +48,7 @@ def flatten(root: str) -> str:
     parts = [header(read_module(root)), import_block(modules, stand_ins, flat_names)]
     parts += [stand_in_block(stand_ins, flat_names)] if stand_ins else []
     parts += [emit(module, flat_names) for module in modules]
+    parts += bases_block(modules, flat_names)
     text = "\n\n".join(part.strip("\n") + "\n" for part in parts)
     check_complete(text, root)
     return text
@@ -210,6 +211,29 @@ def about(module: Module) -> list[str]:
     return [f"# {line}".rstrip() for line in (ast.get_docstring(module.tree) or "").splitlines()]
 
 
+def bases_block(modules: list[Module], flat_names: dict[Entity, str]) -> list[str]:
+    """Takes away the classes of other modules that those of the last one derive from.
+
+    Of a file without a class name Diffusers takes the pipeline that it finds, and wants to find one.
+    """
+    pending = [(modules[-1].name, node) for node in modules[-1].tree.body if isinstance(node, ast.ClassDef)]
+    bases: list[str] = []
+    for home, node in pending:
+        module = read_module(home)
+        for base in (ast.unparse(base) for base in node.bases):
+            target = resolve(*module.own[base]) if base in module.own else Target(home, base)
+            found = [one for one in read_module(target.module).tree.body if isinstance(one, ast.ClassDef)]
+            pending += [(target.module, one) for one in found if one.name == target.attribute]
+            if target.module != modules[-1].name and target in flat_names:
+                bases.append(flat_names[target])  # type: ignore[index]
+    names = sorted(set(bases))
+    return (
+        [f"# Only bases here: Diffusers looks for the one pipeline of a file.\ndel {', '.join(names)}"]
+        if names
+        else []
+    )
+
+
 def check_alone(module: Module, node: ast.stmt) -> None:
     lines = module.source.encode().split(b"\n")
     around = lines[node.lineno - 1][: node.col_offset] + lines[(node.end_lineno or 0) - 1][node.end_col_offset or 0 :]
@@ -300,6 +324,10 @@ def check_complete(text: str, root: str) -> None:
     shared = {name for node in ast.walk(tree) if isinstance(node, ast.Global) for name in node.names}
     used = {name.node.id for name in global_names(tree, set()) if not name.in_class}
     missing = sorted(used - bindings(tree.body) - shared - ALWAYS_THERE)
+    deleted = bindings([node for node in tree.body if isinstance(node, ast.Delete)])
+    bodies = [node.body for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    late = {node.id for body in bodies for part in body for node in ast.walk(part) if isinstance(node, ast.Name)}
+    missing += sorted(deleted & late)
     if missing:
         raise ValueError(f"Flattening {root} must leave nothing undefined, but leaves {missing}.")
     relative = re.findall(r"^\s*(?:import\s+|from\s+)\.\S*", text, flags=re.MULTILINE)

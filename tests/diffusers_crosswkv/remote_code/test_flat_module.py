@@ -132,6 +132,18 @@ def test_what_only_annotations_name_is_not_brought_along(make_package):
     assert "Model = Fraction\nState = object\n" in text
 
 
+def test_only_the_start_defines_what_can_be_found(make_package):
+    name = make_package(
+        low="class Base:\n    def f(self):\n        return 'low'\n\n\nclass Other:\n    pass\n",
+        middle="from .low import Base, Other\n\n\nclass Middle(Base):\n    other = Other\n",
+        top="from .middle import Middle\n\n\nclass Top(Middle):\n    def f(self):\n"
+        "        return super().f() + self.g()\n\n    def g(self):\n        return 'top'\n",
+    )
+    flat, _ = run_flat(f"{name}.top")
+    assert flat["Top"]().f() == "lowtop"
+    assert {key for key, value in flat.items() if isinstance(value, type)} == {"Top", "Other"}
+
+
 def test_imports_of_one_name_from_two_libraries(make_package):
     name = make_package(
         low="import os.path\nfrom math import floor as cut\n\n\ndef f(x):\n    return cut(x), os.path.sep\n",
@@ -164,6 +176,13 @@ def test_imports_of_one_name_from_two_libraries(make_package):
             r"`global` must not name \['x'\]",
         ),
         ({"top": "from .low import x\n\nx = x\n", "low": "x = 2\n"}, r"mean one thing each, \['x'\]"),
+        (
+            {
+                "top": "from .low import C\n\n\nclass D(C):\n    pass\n",
+                "low": "class C:\n    def f(self):\n        C\n",
+            },
+            r"must leave nothing undefined, but leaves \['C'\]",
+        ),
         (
             {"top": "from .low import C\n\nx = C\n", "low": "x = 2\n\n\nclass C:\n    x = x + 1\n"},
             "must not use `x` in a class that has one too",

