@@ -15,6 +15,7 @@ Where that cannot be done right it raises, naming the line, instead of writing a
 
 import ast
 import builtins
+import hashlib
 import re
 import sys
 from collections.abc import Iterator
@@ -23,7 +24,13 @@ from functools import lru_cache
 from .source_modules import Foreign, Module, Target, bindings, error, global_names, read_module, resolve
 
 LINE_LENGTH = 119
-ALWAYS_THERE = {*dir(builtins), "__name__", "__file__"}
+FIRST = "FIRST_DEFINITIONS"
+ALWAYS_THERE = {*dir(builtins), "__name__", "__file__", FIRST}
+FOOTER = """# Diffusers runs this file again for every checkpoint in a folder, always in one namespace. What was defined first
+# stays, so that the U-Nets and prompt states of several checkpoints know each other.
+{first} = globals().get("{first}", {{}})
+globals().update({first}.setdefault("{digest}", dict(globals())))
+"""
 HEADER = '''"""{title}
 
 Generated from {package} {version}, to be loaded without it; do not edit. Diffusers loads this file with
@@ -51,7 +58,8 @@ def flatten(root: str) -> str:
     parts += bases_block(modules, flat_names)
     text = "\n\n".join(part.strip("\n") + "\n" for part in parts)
     check_complete(text, root)
-    return text
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return f"{text}\n\n{FOOTER.format(first=FIRST, digest=digest)}"
 
 
 # Choosing

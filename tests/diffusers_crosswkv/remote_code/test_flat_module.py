@@ -132,6 +132,17 @@ def test_what_only_annotations_name_is_not_brought_along(make_package):
     assert "Model = Fraction\nState = object\n" in text
 
 
+def test_run_again_in_one_namespace_it_defines_nothing_new(make_package):
+    name = make_package(top="class C:\n    def make(self):\n        return C()\n")
+    flat, text = run_flat(f"{name}.top")
+    first = flat["C"]
+    exec(compile(text, "flat.py", "exec"), flat)
+    assert flat["C"] is first
+    other = make_package(top="class C:\n    pass\n")
+    exec(compile(flatten(f"{other}.top"), "flat.py", "exec"), flat)
+    assert flat["C"] is not first  # another file is another thing
+
+
 def test_only_the_start_defines_what_can_be_found(make_package):
     name = make_package(
         low="class Base:\n    def f(self):\n        return 'low'\n\n\nclass Other:\n    pass\n",

@@ -133,7 +133,14 @@ stock_again = DiffusionPipeline.from_pretrained({str(tmp_path / "stock_again")!r
 from_image = DiffusionPipeline.from_pretrained({str(tmp_path / "from_image")!r}, {BY_CODE})
 from_image = pixels(from_image, image=torch.zeros(1, 1, 8, 8))
 after = pixels(pipe)  # others have been loaded since, into modules of the same names
-results = [first, by_state.images, again, after, pixels(stock), pixels(stock_again), from_image]
+late = pipe.encode_prompt_state("a handwritten seven")
+assert type(late) is type(state) is pipe.unet.prompt_state_class
+seeded["generator"].manual_seed(0)
+by_early_state = pipe(prompt_state=state, **seeded).images
+seeded["generator"].manual_seed(0)
+by_late_state = pipe(prompt_state=late, **seeded).images
+results = [first, by_state.images, again, after, by_early_state, by_late_state]
+results += [pixels(stock), pixels(stock_again), from_image]
 for name, result in enumerate(results):
     numpy.save({str(tmp_path)!r} + f"/{{name}}.npy", result)
 print(json.dumps([refused, type(pipe.unet).__module__]))
@@ -142,7 +149,7 @@ print(json.dumps([refused, type(pipe.unet).__module__]))
     assert "trust_remote_code=True" in refused
     assert module.startswith("diffusers_modules.")
     assert not [text for text in UNEXPECTED if text in stderr], stderr
-    for name, wanted in enumerate([expected] * 4 + [expected_stock] * 2 + [expected_from_image]):
+    for name, wanted in enumerate([expected] * 6 + [expected_stock] * 2 + [expected_from_image]):
         assert np.array_equal(np.load(tmp_path / f"{name}.npy"), wanted), name
     # what was saved there is ordinary here, no trust needed
     assert np.array_equal(pixels(quiet(DiffusionPipeline.from_pretrained(tmp_path / "again"))), expected)
