@@ -26,8 +26,8 @@ from .source_modules import Foreign, Module, Target, bindings, error, global_nam
 LINE_LENGTH = 119
 FIRST = "FIRST_DEFINITIONS"
 ALWAYS_THERE = {*dir(builtins), "__name__", "__file__", FIRST}
-FOOTER = """# Diffusers runs this file again for every checkpoint in a folder, always in one namespace. What was defined
-# first stays, so that the U-Nets and prompt states of several checkpoints know each other.
+FOOTER = """# Diffusers runs this file again for every checkpoint in a folder, always in one namespace. What was
+# defined first stays, so that the U-Nets and prompt states of several checkpoints know each other.
 {first} = globals().get("{first}", {{}})
 globals().update({first}.setdefault("{digest}", dict(globals())))
 """
