@@ -11,6 +11,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from diffusers.utils import apply_lora_scale
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
+from ..remote_code import LIBRARY, UNET_FILE, write_remote_code
 from .attention_processor import FirstValues, PreparedText
 from .crosswkv import check_text
 from .crosswkv_layers import install_layers
@@ -85,6 +86,8 @@ class DIR7UNet2DConditionModel(UNet2DConditionModel):
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
+        if type(self).__module__ == __name__:  # not a subclass of somebody's own
+            self.__module__ = LIBRARY  # what `model_index.json` shall name, also where this file is remote code
         options = {
             "head_dim": crosswkv_head_dim,
             "fusion": crosswkv_fusion,
@@ -227,11 +230,14 @@ class DIR7UNet2DConditionModel(UNet2DConditionModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """As in Diffusers.
+        """As in Diffusers, but for weights that are not safetensors: they are read with `use_safetensors=False` only.
 
         Raises:
+            OSError: there are no weights, or none as safetensors.
             ValueError: the weights are those of a stock U-Net, without the parameters of CrossWKV.
         """
+        if kwargs.get("use_safetensors") is None:  # where Diffusers would take other files, which can run code
+            kwargs["use_safetensors"] = True
         config = cls.load_config(pretrained_model_name_or_path, **kwargs)
         if of_stock_class(config):
             raise ValueError(stock_weights_message(pretrained_model_name_or_path))
@@ -262,6 +268,11 @@ class DIR7UNet2DConditionModel(UNet2DConditionModel):
         if strict and missing:
             raise RuntimeError(stock_weights_message("The state dictionary", missing))
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def save_config(self, save_directory, *args, **kwargs) -> None:
+        """As in Diffusers; beside the config lies the code that loads it on a machine without this package."""
+        write_remote_code(type(self), save_directory, UNET_FILE)
+        super().save_config(save_directory, *args, **kwargs)
 
     def set_default_attn_processor(self) -> None:
         """Stock self-attention; cross-attention stays CrossWKV."""
