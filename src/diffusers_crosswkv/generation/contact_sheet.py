@@ -59,10 +59,11 @@ def cell_size(images: Sequence[Sequence[Image.Image]], columns: int) -> tuple[in
     """Width and height of a cell."""
     image = images[0][0]
     room = math.isqrt(MAX_PIXELS // (columns * len(images)))
-    longest = min(max(*image.size, SMALLEST_CELL), LARGEST_CELL, room)
-    if max(image.size) < SMALLEST_CELL:  # a whole multiple, so that all its pixels are of one size
-        longest = math.ceil(min(SMALLEST_CELL, room) / max(image.size)) * max(image.size)
-    scale = longest / max(image.size)
+    longest = max(image.size)
+    if longest < SMALLEST_CELL:  # a whole multiple, so that all its pixels are of one size
+        scale: float = max(1, min(math.ceil(SMALLEST_CELL / longest), room // longest))
+    else:
+        scale = min(1.0, LARGEST_CELL / longest, room / longest)
     return max(1, round(image.width * scale)), max(1, round(image.height * scale))
 
 

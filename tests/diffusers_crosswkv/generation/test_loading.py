@@ -87,6 +87,7 @@ def test_a_device_that_is_not_here():
     assert loading_module.choose_device("auto") == torch.device("cpu")
 
 
+@pytest.mark.filterwarnings("ignore:Already found a .peft_config. attribute:UserWarning")  # two LoRAs are meant
 def test_loras(stock_pipeline_dir, pipeline_dir, tmp_path):
     peft = pytest.importorskip("peft")
     pipeline = load_pipeline(ModelConfig(str(stock_pipeline_dir), device="cpu"))[0]
