@@ -29,13 +29,10 @@ def test_make_images_and_make_one_again(make_pipeline, tmp_path, command, monkey
     monkeypatch.chdir(tmp_path)
     make_pipeline().save_pretrained("pipeline")
     Path("prompts.txt").write_text("a handwritten seven\n\n手写的数字三\n", encoding="utf-8-sig")
-    done = subprocess.run(
-        [sys.executable, SCRIPT, "--model", "pipeline", "--device", "cpu", "--prompts-file", "prompts.txt"]
-        + ["--num-images", "2", "--steps", "2", "--seed", "7", "--output-dir", "images"]
-        + ["--save-prompt-state", "states.safetensors"],
-        capture_output=True,
-        text=True,
-    )
+    model = ("--model", "pipeline", "--device", "cpu", "--steps", "2", "--output-dir", "images")
+    prompts = ("--prompts-file", "prompts.txt", "--num-images", "2", "--seed", "7")
+    line = [sys.executable, SCRIPT, *model, *prompts, "--save-prompt-state", "states.safetensors"]
+    done = subprocess.run(line, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "4.0/4 images" in done.stderr
     assert done.stdout.splitlines() == [
