@@ -72,11 +72,10 @@ class Browser:
         return value
 
     def requests(self) -> list[str]:
-        """The addresses that the page asked for since the last call."""
-        messages = [
-            json.loads(entry["message"])["message"] for entry in self.call("POST", "/se/log", type="performance")
-        ]
-        return [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+        """The addresses that pages from the web, not those of the browser itself, have asked for."""
+        messages = [json.loads(line["message"])["message"] for line in self.call("POST", "/se/log", type="performance")]
+        sent = [message["params"] for message in messages if message["method"] == "Network.requestWillBeSent"]
+        return [params["request"]["url"] for params in sent if params["documentURL"].startswith("http")]
 
 
 @contextlib.contextmanager
