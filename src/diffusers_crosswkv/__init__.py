@@ -5,7 +5,7 @@ import sys
 from diffusers import ModelMixin
 
 from .models import CrossWKV, CrossWKVAttnProcessor, DIR7UNet2DConditionModel, PromptState
-from .pipelines import DIR7Pipeline
+from .pipelines import DIR7Img2ImgPipeline, DIR7InpaintPipeline, DIR7Pipeline
 from .presets import load_preset
 from .registration import register
 
@@ -13,6 +13,8 @@ __version__ = "0.1.0.dev0"
 __all__ = [
     "CrossWKV",
     "CrossWKVAttnProcessor",
+    "DIR7Img2ImgPipeline",
+    "DIR7InpaintPipeline",
     "DIR7Pipeline",
     "DIR7UNet2DConditionModel",
     "ModelMixin",  # Diffusers looks the base class of our components up in this namespace

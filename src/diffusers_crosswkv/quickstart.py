@@ -17,7 +17,7 @@ from .environment import environment
 from .evaluation.digits import Agreement, DigitJudge, agreement
 from .models import DIR7UNet2DConditionModel
 from .pipelines import DIR7Pipeline
-from .pipelines.pipeline_dir7 import ENDOFTEXT
+from .pipelines.prompt_encoding import ENDOFTEXT
 from .presets import load_preset
 from .training import Models, TrainingConfig, train
 from .training.text import fit_tokenizer, make_text_encoder

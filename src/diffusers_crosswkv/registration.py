@@ -14,13 +14,17 @@ from diffusers.pipelines import auto_pipeline, pipeline_loading_utils
 def register(package: ModuleType) -> None:
     """Register the classes of `package`, diffusers_crosswkv itself; a second call changes nothing."""
     name = package.__name__
-    for cls in (package.DIR7Pipeline, package.DIR7UNet2DConditionModel):
+    pipelines = (package.DIR7Pipeline, package.DIR7Img2ImgPipeline, package.DIR7InpaintPipeline)
+    for cls in (*pipelines, package.DIR7UNet2DConditionModel):
         setattr(diffusers, cls.__name__, cls)
     setattr(diffusers.pipelines, name, package)
-    diffusers.pipelines.DIR7Pipeline = package.DIR7Pipeline
+    for cls in pipelines:
+        setattr(diffusers.pipelines, cls.__name__, cls)
     loadable = {"ModelMixin": ["save_pretrained", "from_pretrained"]}
     pipeline_loading_utils.LOADABLE_CLASSES[name] = loadable
     pipeline_loading_utils.ALL_IMPORTABLE_CLASSES.update(loadable)
     auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING["dir7"] = package.DIR7Pipeline
+    auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING["dir7"] = package.DIR7Img2ImgPipeline
+    auto_pipeline.AUTO_INPAINT_PIPELINES_MAPPING["dir7"] = package.DIR7InpaintPipeline
     unet_scale = peft._SET_ADAPTER_SCALE_FN_MAPPING["UNet2DConditionModel"]
     peft._SET_ADAPTER_SCALE_FN_MAPPING["DIR7UNet2DConditionModel"] = unet_scale

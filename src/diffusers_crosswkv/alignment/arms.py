@@ -11,7 +11,7 @@ from transformers import CLIPTokenizer
 
 from ..data.scene_splits import captions_for_tokenizer
 from ..models import DIR7UNet2DConditionModel
-from ..pipelines.pipeline_dir7 import ENDOFTEXT
+from ..pipelines.prompt_encoding import ENDOFTEXT
 from ..training import Models
 from ..training.text import fit_tokenizer, make_text_encoder
 

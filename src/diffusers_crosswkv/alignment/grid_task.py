@@ -19,7 +19,7 @@ from ..data.scenes import COLOURS, SHAPES, SIZES
 from ..evaluation.fitting import fit
 from ..models import CrossWKV
 from ..models.text_windows import encode_texts
-from ..pipelines.pipeline_dir7 import ENDOFTEXT
+from ..pipelines.prompt_encoding import ENDOFTEXT
 from ..training.text import make_text_encoder
 from .arms import scene_tokenizer
 

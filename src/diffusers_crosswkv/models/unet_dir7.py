@@ -60,6 +60,8 @@ class DIR7UNet2DConditionModel(UNet2DConditionModel):
         ValueError: sizes that do not divide, an unknown fusion, or blocks without a separate cross-attention.
     """
 
+    prompt_state_class = PromptState  # what pipelines and other code that is loaded apart check for
+
     @register_to_config
     @with_unet_arguments
     def __init__(

@@ -1,81 +1,134 @@
 """Text to image with DIR-7: encode the prompt once into a state, denoise, decode."""
 
-import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar, TypeAlias
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, ImagePipelineOutput
-from diffusers.image_processor import VaeImageProcessor
+from diffusers import (
+    AsymmetricAutoencoderKL,
+    AutoencoderKL,
+    AutoencoderTiny,
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+)
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
+from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput, StableDiffusionSafetyChecker
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
 from diffusers.schedulers import KarrasDiffusionSchedulers
+from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionModelWithProjection,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from ..models import DIR7UNet2DConditionModel, PromptState
-from ..models.text_windows import encode_texts
+from .checks import (
+    check_counts,
+    check_cross_attention_kwargs,
+    check_guidance,
+    check_ip_adapter,
+    check_noise,
+    check_output,
+    check_size,
+)
+from .denoising import CALLBACK_TENSORS, StepEnd, denoise, step_arguments
+from .prompt_encoding import ENDOFTEXT, PromptEncodingMixin
+from .prompts import Condition, PromptInput
 
-ENDOFTEXT = "<|endoftext|>"
-CALLBACK_TENSORS = ("latents",)
+logger = logging.get_logger(__name__)
+
+StepCallback: TypeAlias = Callable[["DIR7Pipeline", int, Any, dict], dict]
 
 
-class DIR7Pipeline(DiffusionPipeline):
+class DIR7Pipeline(PromptEncodingMixin, StableDiffusionPipeline):
     """Text to image with a U-Net whose cross-attention is CrossWKV.
 
+    It does what `StableDiffusionPipeline` does (LoRA, textual inversion, IP-Adapter, offload, FreeU, ...), and more:
+    prompts of any length, prompt states, and text encoders other than CLIP's.
+
     Args:
-        text_encoder: turns token ids into hidden states `[B, L, D_q]`.
+        text_encoder: turns token ids into hidden states `[B, L, D_q]`: CLIP's, T5, mT5, UMT5, XLM-R, or any other
+            model of transformers that returns `last_hidden_state`.
         tokenizer: the text encoder's.
         unet: the denoiser; its `cross_attention_dim` is the text encoder's width.
         scheduler: any scheduler of Diffusers.
         vae: decodes latents; None if the U-Net works on pixels in [-1, 1].
-        prepend_endoftext: put `<|endoftext|>` before every prompt, as the paper does (section 4.4).
+        safety_checker: blackens what it takes for harmful; off if None.
+        feature_extractor: prepares images for the safety checker and the image encoder.
+        image_encoder: encodes the images of an IP-Adapter.
+        prepend_endoftext: put `<|endoftext|>` before every prompt, as the paper does (section 4.4); None does where
+            the tokenizer has that token.
+
+    Raises:
+        ValueError: the U-Net is not a DIR-7, or the tokenizer lacks `<|endoftext|>` and it was asked for.
     """
 
-    model_cpu_offload_seq = "text_encoder->unet->vae"
-    _optional_components: ClassVar = ["vae"]
+    model_cpu_offload_seq = "text_encoder->image_encoder->unet->vae"
+    _optional_components: ClassVar = ["vae", "safety_checker", "feature_extractor", "image_encoder"]
+    _exclude_from_cpu_offload: ClassVar = ["safety_checker"]
     _callback_tensor_inputs: ClassVar = list(CALLBACK_TENSORS)
 
     def __init__(
         self,
-        text_encoder: CLIPTextModel,
-        tokenizer: CLIPTokenizer,
+        text_encoder: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
         unet: DIR7UNet2DConditionModel,
         scheduler: KarrasDiffusionSchedulers,
-        vae: AutoencoderKL | None = None,
-        prepend_endoftext: bool = True,
+        vae: AutoencoderKL | AsymmetricAutoencoderKL | AutoencoderTiny | None = None,
+        safety_checker: StableDiffusionSafetyChecker | None = None,
+        feature_extractor: CLIPImageProcessor | None = None,
+        image_encoder: CLIPVisionModelWithProjection | None = None,
+        prepend_endoftext: bool | None = None,
     ):
-        super().__init__()
-        self.register_modules(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
-        self.register_to_config(prepend_endoftext=prepend_endoftext)
+        DiffusionPipeline.__init__(self)  # not the parent's: it rewrites schedulers and demands a safety checker
+        if unet is not None and not hasattr(unet, "prompt_state_class"):
+            raise ValueError(
+                f"`unet` must be a DIR7UNet2DConditionModel, got {type(unet).__name__}; turn it into one with "
+                "`diffusers_crosswkv.convert_unet(unet)` and train it, or use StableDiffusionPipeline."
+            )
+        if safety_checker is not None and feature_extractor is None:
+            raise ValueError("`safety_checker` needs a `feature_extractor`, got None; pass both or neither.")
+        self.register_modules(
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            unet=unet,
+            scheduler=scheduler,
+            vae=vae,
+            safety_checker=safety_checker,
+            feature_extractor=feature_extractor,
+            image_encoder=image_encoder,
+        )
+        has_endoftext = tokenizer is not None and ENDOFTEXT in tokenizer.get_vocab()
+        if prepend_endoftext and not has_endoftext and tokenizer is not None:
+            raise ValueError(
+                f"`prepend_endoftext` needs a tokenizer with {ENDOFTEXT}, got {type(tokenizer).__name__} without; "
+                "pass prepend_endoftext=False."
+            )
+        self.register_to_config(prepend_endoftext=has_endoftext if prepend_endoftext is None else prepend_endoftext)
         self.vae_scale_factor = 1 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
-        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
+        grayscale = vae is None and unet is not None and unet.config.in_channels == 1
+        self.image_processor = VaeImageProcessor(
+            vae_scale_factor=self.vae_scale_factor,
+            vae_latent_channels=0 if vae is None else vae.config.latent_channels,  # what passes for latents
+            do_convert_grayscale=grayscale,
+            do_convert_rgb=not grayscale,
+        )
 
-    def encode_prompt(self, prompt: str | Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The text encoder's hidden states `[B, L, D_q]` and their mask `[B, L]` (1 = keep).
+    @property
+    def _input_channels(self) -> tuple[int, ...]:
+        """How many channels the U-Net may read."""
+        return (self._channels,)
 
-        A prompt that is longer than the text encoder's window is encoded in windows; nothing is cut off.
-        """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if self.config.prepend_endoftext:
-            prompts = [ENDOFTEXT + text for text in prompts]
-        return encode_texts(self.text_encoder, self.tokenizer, prompts, self._execution_device)
-
-    @torch.no_grad()
-    def encode_prompt_state(
-        self, prompt: str | Sequence[str] | None, prompt_state: PromptState | None = None
-    ) -> PromptState:
-        """The state of `prompt`, or of `prompt_state` continued by it; of constant size whatever the prompt's length.
-
-        Raises:
-            ValueError: there is neither a prompt nor a state, or the state is of another model.
-        """
-        if prompt is None:
-            if prompt_state is None:
-                raise ValueError("`prompt` or `prompt_state` must be given, got neither.")
-            return prompt_state
-        prompt_embeds, mask = self.encode_prompt(prompt)
-        if prompt_state is not None:
-            prompt_state = prompt_state.to(prompt_embeds.device)
-        return self.unet.encode_prompt(prompt_embeds, mask, prompt_state)
+    @property
+    def _channels(self) -> int:
+        """Channels of what is denoised: latents, or pixels."""
+        vae = getattr(self, "vae", None)
+        return self.unet.config.out_channels if vae is None else vae.config.latent_channels
 
     @torch.no_grad()
     def __call__(
@@ -84,232 +137,201 @@ class DIR7Pipeline(DiffusionPipeline):
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int = 50,
+        timesteps: list[int] | None = None,
+        sigmas: list[float] | None = None,
         guidance_scale: float = 5.0,
         negative_prompt: str | Sequence[str] | None = None,
         num_images_per_prompt: int = 1,
+        eta: float = 0.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
-        prompt_state: PromptState | None = None,
-        negative_prompt_state: PromptState | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        ip_adapter_image: PipelineImageInput | None = None,
+        ip_adapter_image_embeds: list[torch.Tensor] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
-        callback_on_step_end: Callable[["DIR7Pipeline", int, Any, dict], dict] | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = CALLBACK_TENSORS,
-    ) -> ImagePipelineOutput | tuple:
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        guidance_rescale: float = 0.0,
+        clip_skip: int | None = None,
+        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        prompt_attention_mask: torch.Tensor | None = None,
+        negative_prompt_attention_mask: torch.Tensor | None = None,
+        prompt_state: PromptState | None = None,
+        negative_prompt_state: PromptState | None = None,
+    ) -> StableDiffusionPipelineOutput | tuple:
         """Make `num_images_per_prompt` images per prompt.
 
         Args:
-            prompt: one or several; may be omitted if `prompt_state` is given, else it continues that state.
+            prompt: one or several, of any length. May be omitted if `prompt_embeds` or `prompt_state` is given; with
+                `prompt_state` it continues that state.
             height, width: in pixels, multiples of the VAE's factor; the size that the U-Net was trained on if None.
             num_inference_steps: denoising steps, >= 1.
+            timesteps, sigmas: the scheduler's own steps in the place of evenly spaced ones, where it takes them.
             guidance_scale: classifier-free guidance; 1 and less turn it off and halve the work.
-            negative_prompt: what guidance leads away from, "" if None; one, or one per prompt.
+            negative_prompt: what guidance leads away from, "" if nothing is given; one, or one per prompt.
             num_images_per_prompt: >= 1.
+            eta: 0 to 1, how much noise DDIM adds in each step; other schedulers ignore it.
             generator: the source of the noise. A list, one per image, makes an image depend on its own generator
                 alone, not on its place in the batch.
-            latents: starting noise `[B * n, C, height, width]` in the place of the generator's.
+            latents: starting noise `[B * n, C, height, width]`, in the VAE's size, in the place of the generator's.
+            prompt_embeds, negative_prompt_embeds: `[B, L, D_q]` in the place of the texts; L may differ.
+            prompt_attention_mask, negative_prompt_attention_mask: `[B, L]` of the embeddings, 1 = keep; all if None.
             prompt_state, negative_prompt_state: what [`~DIR7Pipeline.encode_prompt_state`] returned or
-                `PromptState.load` read.
+                `PromptState.load` read: one, or one per prompt.
+            ip_adapter_image, ip_adapter_image_embeds: for loaded IP-Adapters, as in `StableDiffusionPipeline`.
             output_type: `pil`, `np`, `pt` or `latent`.
-            return_dict: return an `ImagePipelineOutput` instead of a tuple.
+            return_dict: return a `StableDiffusionPipelineOutput` instead of a tuple.
+            cross_attention_kwargs: `{"scale": s}` scales a loaded LoRA, in the text encoder and the U-Net.
+            guidance_rescale: 0 to 1, how far guided predictions get back the contrast of unguided ones
+                (arXiv:2305.08891, section 3.4).
+            clip_skip: how many of the last layers of a CLIP text encoder are left out.
             callback_on_step_end: called as `callback(pipe, step, timestep, tensors)` after every step; what it returns
-                under `latents` replaces them.
-            callback_on_step_end_tensor_inputs: names of the tensors it gets; `latents` is there.
+                under `latents` and `prompt_state` replaces them. `pipe._interrupt = True` ends the loop,
+                `pipe._guidance_scale = 0` turns guidance off from there on.
+            callback_on_step_end_tensor_inputs: names of what it gets: `latents`, `prompt_state` (in `paper` fusion
+                text tokens; `prompt_embeds` means the same), the negative prompts' rows first.
+
+        Returns:
+            `images`, and `nsfw_content_detected` if there is a safety checker.
 
         Raises:
             ValueError: an argument does not fit; the message says what would.
         """
         # 1. Check inputs
-        height = self._default_size(0) if height is None else height
-        width = self._default_size(1) if width is None else width
-        self.check_inputs(
-            prompt,
-            height,
-            width,
-            num_inference_steps,
-            guidance_scale,
+        positive = PromptInput("prompt", prompt, prompt_embeds, prompt_attention_mask, prompt_state)
+        negative = PromptInput(
+            "negative_prompt",
             negative_prompt,
-            num_images_per_prompt,
-            prompt_state,
+            negative_prompt_embeds,
+            negative_prompt_attention_mask,
             negative_prompt_state,
-            output_type,
-            callback_on_step_end_tensor_inputs,
         )
+        height, width = self._size(height, width)
+        check_size(height, width, self.vae_scale_factor)
+        step_end = self._step_end(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        self.check_inputs(positive, negative, num_inference_steps, num_images_per_prompt, output_type, step_end)
+        check_ip_adapter(ip_adapter_image, ip_adapter_image_embeds)
+        shape = self._latents_shape(len(positive) * num_images_per_prompt, height, width)
+        check_noise(generator, latents, shape)
+        self._set_guidance(guidance_scale, guidance_rescale, clip_skip, cross_attention_kwargs)
 
-        # 2. Encode the prompts, once for all steps
-        guided = guidance_scale > 1
-        text = self._encode_all(
-            prompt, negative_prompt, prompt_state, negative_prompt_state, guided, num_images_per_prompt
-        )
-        num_images = self._num_prompts(prompt, prompt_state) * num_images_per_prompt
+        with self._lora_scaled(cross_attention_kwargs):
+            # 2. Encode the prompts, once for all steps
+            condition = self._condition(positive, negative, num_images_per_prompt)
+            condition = self._with_images(condition, ip_adapter_image, ip_adapter_image_embeds, shape[0])
 
-        # 3. Timesteps and starting noise
-        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
-        shape = (num_images, self.unet.config.in_channels, *(n // self.vae_scale_factor for n in (height, width)))
-        latents = self.prepare_latents(shape, generator, latents)
-        step_kwargs = self.prepare_step_kwargs(generator)
+            # 3. Timesteps and starting noise
+            steps, _ = retrieve_timesteps(
+                self.scheduler, num_inference_steps, self._execution_device, timesteps, sigmas
+            )
+            latents = self.prepare_latents(shape, generator, latents)
 
-        # 4. Denoise
-        with self.progress_bar(total=num_inference_steps) as progress_bar:
-            for i, t in enumerate(self.scheduler.timesteps):
-                model_input = torch.cat([latents] * 2) if guided else latents
-                model_input = self.scheduler.scale_model_input(model_input, t)
-                noise_pred = self.unet(model_input, t, **text, return_dict=False)[0]
-                if guided:
-                    negative, positive = noise_pred.chunk(2)
-                    noise_pred = negative + guidance_scale * (positive - negative)
-                latents = self.scheduler.step(noise_pred, t, latents, **step_kwargs, return_dict=False)[0]
-                if callback_on_step_end is not None:
-                    tensors = dict.fromkeys(callback_on_step_end_tensor_inputs, latents)
-                    latents = (callback_on_step_end(self, i, t, tensors) or {}).get("latents", latents)
-                if (i + 1) % self.scheduler.order == 0 or i + 1 == len(self.scheduler.timesteps):
-                    progress_bar.update()
+            # 4. Denoise
+            step_kwargs = step_arguments(self, generator, eta)
+            latents = denoise(self, latents, steps, condition, step_kwargs, step_end)
 
         # 5. Decode
-        images = latents if output_type == "latent" else self.decode_latents(latents, output_type)
-        self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+        return self._output(latents, output_type, return_dict, generator)
 
     def check_inputs(
         self,
-        prompt,
-        height: int,
-        width: int,
+        positive: PromptInput,
+        negative: PromptInput,
         num_inference_steps: int,
-        guidance_scale: float,
-        negative_prompt,
         num_images_per_prompt: int,
-        prompt_state: PromptState | None,
-        negative_prompt_state: PromptState | None,
         output_type: str,
-        callback_on_step_end_tensor_inputs: Sequence[str],
+        step_end: StepEnd,
     ) -> None:
         """Raise ValueError for the first argument that does not fit; see `__call__`."""
-        for name, value, state in (
-            ("prompt", prompt, prompt_state),
-            ("negative_prompt", negative_prompt, negative_prompt_state),
-        ):
-            texts = [value] if isinstance(value, str) else value
-            if texts is not None and (
-                not isinstance(texts, list | tuple) or not texts or any(not isinstance(text, str) for text in texts)
-            ):
-                raise ValueError(f"`{name}` must be a string or a non-empty list of strings, got {value!r}.")
-            if state is not None and not isinstance(state, PromptState):
-                raise ValueError(f"`{name}_state` must be a PromptState, got {type(state).__name__}.")
-            if texts is not None and state is not None and len(state) not in (1, len(texts)):
-                raise ValueError(
-                    f"`{name}` continues `{name}_state`, which must hold one state or one per prompt, "
-                    f"got {len(state)} states and {len(texts)} prompts."
-                )
-        if self.unet.config.crosswkv_fusion == "paper" and (prompt_state or negative_prompt_state) is not None:
-            raise ValueError("With `crosswkv_fusion='paper'` there are no prompt states; give `prompt` instead.")
-        if prompt is None and prompt_state is None:
-            raise ValueError("`prompt` or `prompt_state` must be given, got neither.")
-        num_prompts = self._num_prompts(prompt, prompt_state)
-        num_negative = self._num_prompts(negative_prompt, negative_prompt_state)
-        if num_negative not in (1, num_prompts):
+        channels = self.unet.config.in_channels
+        if channels not in self._input_channels:
             raise ValueError(
-                f"There must be one negative prompt or one per prompt, got {num_negative} and {num_prompts} prompts."
+                f"`unet` must read {' or '.join(map(str, self._input_channels))} channels here, got {channels}; "
+                "one that reads a mask as well is for DIR7InpaintPipeline."
             )
-        for name, size in (("height", height), ("width", width)):
-            if not isinstance(size, int) or size < 1 or size % self.vae_scale_factor:
-                raise ValueError(f"`{name}` must be a positive multiple of {self.vae_scale_factor}, got {size}.")
-        for name, count in (
-            ("num_inference_steps", num_inference_steps),
-            ("num_images_per_prompt", num_images_per_prompt),
-        ):
-            if not isinstance(count, int) or count < 1:
-                raise ValueError(f"`{name}` must be a whole number of at least 1, got {count!r}.")
-        if not abs(guidance_scale) < float("inf"):
-            raise ValueError(f"`guidance_scale` must be finite, got {guidance_scale}; 1 turns guidance off.")
-        if output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(f"`output_type` must be pil, np, pt or latent, got {output_type!r}.")
-        unknown = set(callback_on_step_end_tensor_inputs) - set(CALLBACK_TENSORS)
-        if unknown:
+        for side in (positive, negative):
+            side.check(self.unet)
+        if not len(positive):
+            raise ValueError("`prompt`, `prompt_embeds` or `prompt_state` must be given, got none.")
+        if len(negative) not in (0, 1, len(positive)):
             raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` may name {', '.join(CALLBACK_TENSORS)}, got {sorted(unknown)}."
+                "There must be one negative prompt or one per prompt, "
+                f"got {len(negative)} and {len(positive)} prompts."
             )
+        check_counts(num_inference_steps, num_images_per_prompt)
+        check_output(output_type, step_end.tensors, CALLBACK_TENSORS)
 
     def prepare_latents(
-        self,
-        shape: tuple[int, ...],
-        generator: torch.Generator | list[torch.Generator] | None,
-        latents: torch.Tensor | None,
+        self, shape: tuple[int, ...], generator: torch.Generator | list[torch.Generator] | None, latents=None
     ) -> torch.Tensor:
-        """Starting noise `[B, C, height, width]` at the scheduler's scale.
-
-        Raises:
-            ValueError: there are not as many generators as images, or given latents do not fit or are not finite.
-        """
-        if isinstance(generator, list) and len(generator) != shape[0]:
-            raise ValueError(f"`generator` must be one or one per image, got {len(generator)} for {shape[0]} images.")
+        """Starting noise of `shape`, `[B, C, height, width]`, at the scheduler's scale."""
         if latents is None:
             latents = randn_tensor(shape, generator, device=self._execution_device, dtype=self.unet.dtype)
-        elif latents.shape != shape or not latents.isfinite().all():
-            finite = "finite" if latents.isfinite().all() else "not finite"
-            raise ValueError(f"`latents` must be finite and {list(shape)}, got {list(latents.shape)}, {finite}.")
-        return latents.to(self._execution_device, self.unet.dtype) * self.scheduler.init_noise_sigma
+        latents = latents.to(self._execution_device, self.unet.dtype)
+        return latents * getattr(self.scheduler, "init_noise_sigma", 1)  # flow matching schedulers have none
 
-    def prepare_step_kwargs(self, generator) -> dict[str, Any]:
-        """What this scheduler's `step` takes besides the prediction.
+    def decode_latents(self, latents: torch.Tensor, generator=None) -> torch.Tensor:
+        """Images `[B, C, height, width]` in [-1, 1], but for rounding, of latents at the U-Net's scale.
 
-        A scheduler that clips its estimate of the image must derive the noise from the clipped estimate. DDIM's
-        default does not: in pixel space, guidance then drives every image into saturation.
+        A VAE in float16 that overflows, as many do, decodes once more in float32.
         """
-        parameters = inspect.signature(self.scheduler.step).parameters
-        kwargs: dict[str, Any] = {"generator": generator} if "generator" in parameters else {}
-        config = self.scheduler.config
-        if "use_clipped_model_output" in parameters and (config.get("clip_sample") or config.get("thresholding")):
-            kwargs["use_clipped_model_output"] = True
-        return kwargs
+        if self.vae is None:
+            return latents.float()
+        latents = latents / self.vae.config.scaling_factor + (self.vae.config.get("shift_factor") or 0)
+        images = self.vae.decode(latents.to(self.vae.dtype), return_dict=False, generator=generator)[0]
+        if self.vae.dtype == torch.float16 and latents.isfinite().all() and not images.isfinite().all():
+            logger.warning(
+                "The VAE has overflowed in float16 and decodes in float32; `vae` in float32 or bfloat16 would not."
+            )
+            self.vae.to(torch.float32)
+            images = self.vae.decode(latents.float(), return_dict=False, generator=generator)[0]
+            self.vae.to(torch.float16)
+        return images.float()
 
-    def decode_latents(self, latents: torch.Tensor, output_type: str):
-        """Images in [0, 1]: `pil` a list, `np` `[B, height, width, C]`, `pt` `[B, C, height, width]`."""
-        if self.vae is not None:
-            shift = self.vae.config.get("shift_factor") or 0
-            latents = latents / self.vae.config.scaling_factor + shift
-            latents = self.vae.decode(latents.to(self.vae.dtype), return_dict=False)[0]
-        return self.image_processor.postprocess(latents.float(), output_type=output_type)
+    def _output(self, latents: torch.Tensor, output_type: str, return_dict: bool, generator):
+        images, flagged = latents, None
+        if output_type != "latent":
+            images = self.decode_latents(latents, generator)
+            if not images.isfinite().all():
+                logger.warning("Some images are not finite and come out black; run the U-Net in bfloat16 or float32.")
+            images, flagged = self.run_safety_checker(images, self._execution_device, self.unet.dtype)
+            denormalize = [True] * len(images) if flagged is None else [not x for x in flagged]
+            images = self.image_processor.postprocess(images, output_type, denormalize)
+        self.maybe_free_model_hooks()
+        if not return_dict:
+            return images, flagged
+        return StableDiffusionPipelineOutput(images=images, nsfw_content_detected=flagged)
 
-    def _default_size(self, axis: int) -> int:
+    def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
         size = self.unet.config.sample_size
-        return (size if isinstance(size, int) else size[axis]) * self.vae_scale_factor
+        default_height, default_width = (size, size) if isinstance(size, int) else size
+        factor = self.vae_scale_factor
+        return (
+            default_height * factor if height is None else height,
+            default_width * factor if width is None else width,
+        )
 
-    @staticmethod
-    def _num_prompts(prompt: str | Sequence[str] | None, prompt_state: PromptState | None) -> int:
-        if prompt is None:
-            return 1 if prompt_state is None else len(prompt_state)
-        return 1 if isinstance(prompt, str) else len(prompt)
+    def _latents_shape(self, num_images: int, height: int, width: int) -> tuple[int, int, int, int]:
+        return (num_images, self._channels, height // self.vae_scale_factor, width // self.vae_scale_factor)
 
-    def _encode_all(
-        self, prompt, negative_prompt, prompt_state, negative_prompt_state, guided: bool, num_images_per_prompt: int
-    ) -> dict[str, Any]:
-        """The U-Net's text arguments for the whole batch: negative prompts, if `guided`, before the others."""
-        if negative_prompt is None and negative_prompt_state is None:
-            negative_prompt = ""
-        num_prompts = self._num_prompts(prompt, prompt_state)
-        repeats = [i for i in range(num_prompts) for _ in range(num_images_per_prompt)]
-        if self.unet.config.crosswkv_fusion == "paper":
-            return self._encode_without_state(prompt, negative_prompt, guided, repeats)
-        state = self._expanded_state(prompt, prompt_state, num_prompts)[repeats]
-        if guided:
-            negative = self._expanded_state(negative_prompt, negative_prompt_state, num_prompts)[repeats]
-            state = PromptState.cat([negative, state])
-        return {"encoder_hidden_states": None, "cross_attention_kwargs": {"prompt_state": state}}
+    def _step_end(self, callback: StepCallback | None, tensors: Sequence[str]) -> StepEnd:
+        if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
+            tensors = callback.tensor_inputs
+        return StepEnd(callback, tensors)
 
-    def _expanded_state(self, prompt, prompt_state: PromptState | None, num_prompts: int) -> PromptState:
-        texts = [prompt] if isinstance(prompt, str) else prompt
-        if texts is not None and prompt_state is not None and len(prompt_state) != len(texts):
-            prompt_state = prompt_state[[0] * len(texts)]
-        state = self.encode_prompt_state(texts, prompt_state).to(self._execution_device)
-        return state[[0] * num_prompts] if len(state) == 1 else state
+    def _set_guidance(self, scale: float, rescale: float, clip_skip: int | None, cross_attention_kwargs) -> None:
+        check_guidance(scale, rescale)
+        check_cross_attention_kwargs(cross_attention_kwargs)
+        self._guidance_scale, self._guidance_rescale = scale, rescale
+        self._clip_skip, self._cross_attention_kwargs = clip_skip, cross_attention_kwargs
+        self._interrupt = False
 
-    def _encode_without_state(self, prompt, negative_prompt, guided: bool, repeats: list[int]) -> dict[str, Any]:
-        """`paper` fusion has no prompt state: the text goes to the U-Net as it is, in every step."""
-        positive = [prompt] if isinstance(prompt, str) else list(prompt)
-        negative = [negative_prompt] if isinstance(negative_prompt, str) else list(negative_prompt)
-        if len(negative) == 1:
-            negative = negative * len(positive)
-        texts = [group[i] for group in ((negative, positive) if guided else (positive,)) for i in repeats]
-        prompt_embeds, mask = self.encode_prompt(texts)
-        return {"encoder_hidden_states": prompt_embeds, "encoder_attention_mask": mask}
+    def _with_images(self, condition: Condition, image, image_embeds, num_images: int) -> Condition:
+        if image is None and image_embeds is None:
+            return condition
+        embeds = self.prepare_ip_adapter_image_embeds(
+            image, image_embeds, self._execution_device, num_images, self.do_classifier_free_guidance
+        )
+        return replace(condition, image_embeds=tuple(embeds))

@@ -13,6 +13,7 @@ from diffusers import (
 )
 
 from diffusers_crosswkv import DIR7Pipeline, PromptState
+from diffusers_crosswkv.pipelines.denoising import step_arguments
 
 PROMPTS = ["a handwritten seven", "手写的数字三"]
 
@@ -141,9 +142,9 @@ def test_noise_is_scaled_as_the_scheduler_asks(make_pipeline):
 def test_ddim_clips_noise_and_image_alike(make_pipeline):
     """With an estimate that is clipped while the noise is not, guidance drives pixel models into saturation."""
     pipeline = make_pipeline(scheduler=DDIMScheduler(clip_sample=True))
-    assert pipeline.prepare_step_kwargs(None)["use_clipped_model_output"] is True
+    assert step_arguments(pipeline, None, 0.0) == {"generator": None, "eta": 0.0, "use_clipped_model_output": True}
     pipeline.scheduler = DDIMScheduler(clip_sample=False)
-    assert "use_clipped_model_output" not in pipeline.prepare_step_kwargs(None)
+    assert "use_clipped_model_output" not in step_arguments(pipeline, None, 0.0)
 
 
 def test_callback_sees_and_replaces_latents(make_pipeline):
@@ -187,8 +188,9 @@ def test_latent_space(make_pipeline, tmp_path):
 
 def test_prepend_endoftext_is_a_config_value(make_pipeline, tmp_path):
     pipeline = make_pipeline()
+    assert pipeline.config.prepend_endoftext is True  # the tokenizer has the token
     with_token = pipeline.encode_prompt("a 7")[0].shape[1]
-    pipeline.register_to_config(prepend_endoftext=False)
+    pipeline = DIR7Pipeline(**pipeline.components, prepend_endoftext=False)
     assert pipeline.encode_prompt("a 7")[0].shape[1] == with_token - 1
     pipeline.save_pretrained(tmp_path)
     assert DiffusionPipeline.from_pretrained(tmp_path).config.prepend_endoftext is False
@@ -197,7 +199,7 @@ def test_prepend_endoftext_is_a_config_value(make_pipeline, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "`prompt` or `prompt_state` must be given"),
+        ({}, "`prompt`, `prompt_embeds` or `prompt_state` must be given"),
         ({"prompt": []}, r"`prompt` must be a string or a non-empty list of strings, got \[\]"),
         ({"prompt": 7}, "`prompt` must be a string or a non-empty list of strings, got 7"),
         ({"prompt": "a", "negative_prompt": ["b", "c"]}, "got 2 and 1 prompts"),
@@ -212,7 +214,10 @@ def test_prepend_endoftext_is_a_config_value(make_pipeline, tmp_path):
         ({"prompt": "a", "generator": generators(1, 2)}, "one or one per image, got 2 for 1 images"),
         ({"prompt": "a", "latents": torch.zeros(1, 1, 4, 4)}, r"`latents` must be finite and \[1, 1, 8, 8\]"),
         ({"prompt": "a", "latents": torch.full((1, 1, 8, 8), torch.nan)}, "not finite"),
-        ({"prompt": "a", "callback_on_step_end_tensor_inputs": ["prompt"]}, "may name latents, got"),
+        (
+            {"prompt": "a", "callback_on_step_end_tensor_inputs": ["prompt"]},
+            "may name latents, prompt_state, .*, got",
+        ),
     ],
 )
 def test_bad_inputs(make_pipeline, arguments, message):
