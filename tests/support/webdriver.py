@@ -73,7 +73,9 @@ class Browser:
 
     def requests(self) -> list[str]:
         """The addresses that pages from the web, not those of the browser itself, have asked for."""
-        messages = [json.loads(line["message"])["message"] for line in self.call("POST", "/se/log", type="performance")]
+        messages = [
+            json.loads(line["message"])["message"] for line in self.call("POST", "/se/log", type="performance")
+        ]
         sent = [message["params"] for message in messages if message["method"] == "Network.requestWillBeSent"]
         return [params["request"]["url"] for params in sent if params["documentURL"].startswith("http")]
 

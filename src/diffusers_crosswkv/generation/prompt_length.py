@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 from diffusers import DiffusionPipeline
 
-from ..models.text_windows import split_text, window_length
+from ..models.text_windows import window_length
 from ..pipelines import DIR7Pipeline
-from ..pipelines.pipeline_dir7 import ENDOFTEXT
+
+NO_LIMIT = 10**6  # tokenizers without a limit give an astronomical one
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class PromptLength:
 
     def __str__(self) -> str:
         text = f"{self.tokens} token{'s' * (self.tokens != 1)} in {self.windows} window{'s' * (self.windows != 1)}"
-        text += f" of up to {self.window}"
+        text += f" of up to {self.window}" if self.window < NO_LIMIT else ""
         return f"{text}; {self.lost} of them are cut off" if self.lost else text
 
 
@@ -31,18 +32,10 @@ def prompt_length(pipeline: DiffusionPipeline, prompt: str) -> PromptLength | No
     if tokenizer is None:
         return None
     if isinstance(pipeline, DIR7Pipeline):
-        windows = prompt_windows(pipeline, prompt)
+        windows = pipeline.prompt_windows(prompt)
         limit = window_length(pipeline.text_encoder, tokenizer)
         return PromptLength(sum(map(len, windows)), len(windows), limit)
     parameter = inspect.signature(pipeline.__call__).parameters.get("max_sequence_length")
     limit = tokenizer.model_max_length if parameter is None else parameter.default
     tokens = len(tokenizer(prompt, verbose=False).input_ids)
     return PromptLength(tokens, 1, limit, max(0, tokens - limit))
-
-
-def prompt_windows(pipeline: DIR7Pipeline, prompt: str) -> list[list[int]]:
-    """Token ids of the windows in which `pipeline` encodes `prompt`."""
-    if hasattr(pipeline, "prompt_windows"):
-        return pipeline.prompt_windows(prompt)
-    text = ENDOFTEXT + prompt if pipeline.config.prepend_endoftext else prompt
-    return split_text(pipeline.tokenizer, text, window_length(pipeline.text_encoder, pipeline.tokenizer))
