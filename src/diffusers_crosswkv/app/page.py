@@ -128,7 +128,7 @@ def connect_length(studio: Studio, boxes: dict[str, gr.components.Component]) ->
         length,
         show_progress="hidden",
         trigger_mode="always_last",
-        concurrency_limit=4,
+        concurrency_limit=1,
     )
 
 

@@ -1,5 +1,6 @@
 """What the page does, without the page: images for a session, one after another, which that session can stop."""
 
+import copy
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -34,6 +35,9 @@ class Studio:
 
     def __init__(self, pipeline: DiffusionPipeline):
         self.pipeline = pipeline
+        self._counter = copy.copy(pipeline)  # fast tokenizers are not safe in two threads: counting has one of its own
+        if getattr(pipeline, "tokenizer", None) is not None:
+            self._counter.tokenizer = copy.deepcopy(pipeline.tokenizer)
         self._stops: dict[str, threading.Event] = {}
 
     @property
@@ -45,7 +49,7 @@ class Studio:
     def count(self, prompt: str, more: str) -> str:
         """A line on the length of the whole prompt."""
         text = joined(prompt, more)
-        length = prompt_length(self.pipeline, text) if text else None
+        length = prompt_length(self._counter, text) if text else None
         return "" if length is None else str(length)
 
     def prepare(self, session: str) -> None:

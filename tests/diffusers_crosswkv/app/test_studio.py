@@ -68,6 +68,12 @@ def test_length_of_both_boxes(studio):
     assert studio.count("a seven", "a handwritten three, " * 60).endswith("windows of up to 77")
 
 
+def test_counting_leaves_the_pipelines_tokenizer_alone(studio):
+    expected = studio.count("a seven", "")
+    studio.pipeline.tokenizer = None
+    assert studio.count("a seven", "") == expected
+
+
 def test_states_are_written_read_and_continued(studio, tmp_path):
     path = studio.write_state("a handwritten", "seven", None, tmp_path)
     assert path.name == "prompt-state.safetensors"
