@@ -18,7 +18,6 @@ from ..generation.config import MAX_SEED
 from .studio import Studio, joined, random_seed
 
 MAX_IMAGES, MAX_STEPS, MAX_GUIDANCE = 8, 150, 20.0
-STEPS, GUIDANCE = 50, 5.0  # where the pipeline has no defaults
 SMALL_IMAGE = 128  # pixels; smaller ones are shown with sharp pixels
 ONE_AT_A_TIME = {"concurrency_limit": 1, "concurrency_id": "pipeline"}
 UPLOAD_LIMIT = "256mb"
@@ -81,25 +80,31 @@ def launch_page(page: gr.Blocks, pipeline: DiffusionPipeline, **options: Any) ->
 
 
 def make_inputs(studio: Studio) -> dict[str, gr.components.Component]:
-    """The boxes and sliders, in the order of the arguments of [`make_images`]."""
-    defaults = inspect.signature(studio.pipeline.__call__).parameters
-    steps, guidance = (
-        defaults[name].default if name in defaults else other
-        for name, other in (("num_inference_steps", STEPS), ("guidance_scale", GUIDANCE))
-    )
+    """The boxes and sliders, in the order of the arguments of [`make_images`]; hidden what the pipeline lacks."""
+    takes = inspect.signature(studio.pipeline.__call__).parameters
+    guidance = takes["guidance_scale"].default if "guidance_scale" in takes else 1.0
+    any_length = " Nothing is cut off." if hasattr(studio.pipeline, "prompt_windows") else ""
     inputs = {
         "prompt": gr.Textbox(label="Prompt", lines=2, max_lines=6, autofocus=True, elem_id="prompt"),
         "more": gr.Textbox(
-            label="Long prompt", info="Comes after the prompt. As long as you like.", lines=4, max_lines=14,
-            elem_id="more",
+            label="Long prompt", info=f"Comes after the prompt.{any_length}", lines=4, max_lines=14, elem_id="more"
         ),
-    }  # fmt: skip
+    }
     connect_length(studio, inputs)
-    inputs["negative"] = gr.Textbox(label="Negative prompt", lines=1, max_lines=4, elem_id="negative")
+    inputs["negative"] = gr.Textbox(
+        label="Negative prompt", max_lines=4, visible="negative_prompt" in takes, elem_id="negative"
+    )
     with gr.Row():
-        inputs["steps"] = gr.Slider(1, MAX_STEPS, value=steps, step=1, label="Steps", elem_id="steps")
+        inputs["steps"] = gr.Slider(
+            1, MAX_STEPS, value=takes["num_inference_steps"].default, step=1, label="Steps", elem_id="steps"
+        )
         inputs["guidance"] = gr.Slider(
-            1.0, MAX_GUIDANCE, value=guidance, step=0.1, label="Guidance", elem_id="guidance"
+            *(1.0, MAX_GUIDANCE),
+            value=guidance,
+            step=0.1,
+            label="Guidance",
+            visible="guidance_scale" in takes,
+            elem_id="guidance",
         )
     with gr.Row(equal_height=True):
         inputs["count"] = gr.Slider(1, MAX_IMAGES, value=4, step=1, label="Images", elem_id="count")
@@ -168,6 +173,8 @@ def buttons(idle: bool) -> tuple[dict, dict]:
 
 
 def make_images(studio: Studio) -> Callable:
+    takes = inspect.signature(studio.pipeline.__call__).parameters
+
     @shown_errors
     def run(
         prompt,
@@ -188,7 +195,7 @@ def make_images(studio: Studio) -> Callable:
             seed=seed,
             negative_prompt=negative or None,
             num_inference_steps=steps,
-            guidance_scale=guidance,
+            guidance_scale=guidance if "guidance_scale" in takes else None,
             prompt_state=state,
         )
 
