@@ -12,7 +12,6 @@ from diffusers.utils import logging
 from torch import nn
 
 from ..models import CrossWKV, DIR7UNet2DConditionModel
-from ..models.unet_dir7 import cross_attentions
 
 logger = logging.get_logger(__name__)
 
@@ -110,7 +109,7 @@ def convert_unet(
     config = {name: value for name, value in unet.config.items() if not name.startswith("_")}
     with torch.device("meta"):
         result = DIR7UNet2DConditionModel(**config, crosswkv_fusion=fusion, **crosswkv_options)
-    if next(cross_attentions(result), None) is None:
+    if not crosswkv_attentions(result):
         raise ValueError("`unet` must have cross-attention, but none of its blocks has; see `down_block_types`.")
     stock = unet.state_dict()
     sources = sources_of(result, {name: x.shape for name, x in stock.items()})
@@ -166,13 +165,22 @@ def check_options(options: Mapping[str, Any]) -> None:
         raise ValueError(f"`crosswkv_options` must be of {possible}, got {', '.join(unknown)}.")
 
 
+def crosswkv_attentions(unet: DIR7UNet2DConditionModel) -> dict[str, Attention]:
+    """By name, in no particular order."""
+    return {
+        name: module
+        for name, module in unet.named_modules()
+        if isinstance(module, Attention) and hasattr(module, "crosswkv")
+    }
+
+
 def sources_of(result: DIR7UNet2DConditionModel, stock: Mapping[str, torch.Size]) -> dict[str, str]:
     """`{name in the result: name in the stock U-Net}` of all weights that fit by meaning and shape."""
     ours = result.state_dict()
     sources = {name: name for name in ours if ".crosswkv." not in name}
     ours_of_attention = PROJECTIONS[result.config.crosswkv_fusion]
     may_be_new = set()
-    for prefix, _, _ in cross_attentions(result):
+    for prefix in crosswkv_attentions(result):
         for projection in PROJECTIONS["state"]:
             for name in [f"{prefix}.{projection}.{leaf}" for leaf in ("weight", "bias")]:
                 may_be_new.add(name)
@@ -192,7 +200,7 @@ def sources_of(result: DIR7UNet2DConditionModel, stock: Mapping[str, torch.Size]
 
 def fill_new(result: DIR7UNet2DConditionModel, stock: Mapping[str, torch.Tensor], sources: Mapping[str, str]) -> None:
     """Initial values, where the layer's stock weights are, for what is not copied."""
-    for prefix, attn, _ in cross_attentions(result):
+    for prefix, attn in crosswkv_attentions(result).items():
         place = stock[f"{prefix}.to_q.weight"]
         layer = fresh_layer(result, attn)
         if layer.fusion == "state" and layer.norm.weight is None:
@@ -211,7 +219,7 @@ def fresh_layer(unet: DIR7UNet2DConditionModel, attn: Attention) -> CrossWKV:
     options = {name.removeprefix("crosswkv_"): unet.config[name] for name in OPTIONS}
     options |= {
         "value_dim": built.value_dim,
-        "num_layers": sum(1 for _ in cross_attentions(unet)),
+        "num_layers": len(crosswkv_attentions(unet)),
         "own_projections": False,
         **{name: getattr(built, name) for name in ("layer_index", "group", "first_in_group")},
     }

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from ..models import DIR7UNet2DConditionModel
-from ..models.unet_dir7 import cross_attentions
 from ..presets import load_preset
 from .kernel_benchmark import SECONDS, BenchmarkConfig, significant
 from .kernel_cases import relative_rms
@@ -67,7 +67,8 @@ def sides_of(unets: UNets, length: int) -> Sides:
         SCAN: lambda: model(sample, timestep, text).sample,
         ENCODE: lambda: model.encode_prompt(text),
     }
-    widths = [2 * attn.inner_dim for _, attn, _ in cross_attentions(unets.softmax)]
+    attentions = [module for module in unets.softmax.modules() if isinstance(module, Attention)]
+    widths = [2 * attn.inner_dim for attn in attentions if attn.is_cross_attention]
     keys_and_values = BATCH_SIZE * length * sum(widths) * text.element_size()
     return Sides(calls, {SOFTMAX: keys_and_values, READ: state.nbytes})
 
