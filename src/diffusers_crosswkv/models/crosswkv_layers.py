@@ -141,3 +141,12 @@ def adapt_transformer_block(block: BasicTransformerBlock) -> None:
         block.first_layer, block.layer_count = layers[0].layer_index, len(layers)
     for place, layer in enumerate(layers):
         layer.place_in_block = place
+
+
+def remove_adapters(module: nn.Module) -> None:
+    """Put the layers that PEFT has wrapped inside of `module` back in their places."""
+    for child_name, child in module.named_children():
+        if hasattr(child, "base_layer"):
+            setattr(module, child_name, child.get_base_layer())
+        else:
+            remove_adapters(child)

@@ -14,7 +14,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from ..remote_code import LIBRARY, UNET_FILE, write_remote_code
 from .attention_processor import FirstValues, PreparedText
 from .crosswkv import check_text
-from .crosswkv_layers import install_layers
+from .crosswkv_layers import install_layers, remove_adapters
 from .fingerprint import fingerprint, weights_version
 from .prompt_state import PromptState, PromptStateSpec
 from .stock_weights import check_single_file, of_crosswkv, of_stock_class, stock_weights_message
@@ -273,6 +273,12 @@ class DIR7UNet2DConditionModel(UNet2DConditionModel):
         """As in Diffusers; beside the config lies the code that loads it on a machine without this package."""
         write_remote_code(type(self), save_directory, UNET_FILE)
         super().save_config(save_directory, *args, **kwargs)
+
+    def unload_lora(self) -> None:
+        """As in Diffusers, which passes by modules with "lora" in their names, as some of CrossWKV's own have."""
+        for attn in self._crosswkv_attentions:
+            remove_adapters(attn.crosswkv)
+        super().unload_lora()
 
     def set_default_attn_processor(self) -> None:
         """Stock self-attention; cross-attention stays CrossWKV."""
