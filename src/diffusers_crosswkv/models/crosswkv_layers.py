@@ -147,6 +147,6 @@ def remove_adapters(module: nn.Module) -> None:
     """Put the layers that PEFT has wrapped inside of `module` back in their places."""
     for child_name, child in module.named_children():
         if hasattr(child, "base_layer"):
-            setattr(module, child_name, child.get_base_layer())
+            setattr(module, child_name, child.get_base_layer())  # type: ignore[operator]
         else:
             remove_adapters(child)
