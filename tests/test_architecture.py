@@ -21,6 +21,8 @@ FLOORS = {
     "conversion": 3,
     "evaluation": 3,
     "hub": 4,
+    "generation": 4,
+    "app": 5,
     "alignment": 4,
     "quickstart": 5,
     "registration": 4,

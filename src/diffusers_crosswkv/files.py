@@ -4,12 +4,20 @@ import json
 from pathlib import Path
 
 
-def write_json(path: Path, value: object, indent: int | None = None) -> None:
-    """Write `value` beside `path`, then rename."""
+def write_whole(path: Path, content: bytes) -> None:
+    """Write `content` beside `path`, then rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, ensure_ascii=False, indent=indent) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: object, indent: int | None = None) -> None:
+    """Write `value` beside `path`, then rename."""
+    write_whole(path, (json.dumps(value, ensure_ascii=False, indent=indent) + "\n").encode())
 
 
 def holds_something(folder: Path) -> bool:

@@ -384,7 +384,7 @@ def test_bad_images(make_latent_pipeline, photo, left_half, arguments, message):
 # Components
 
 
-@pytest.mark.parametrize("targets", [["to_q", "to_k", "to_v", "to_out.0"]])
+@pytest.mark.parametrize("targets", [["to_q", "to_k", "to_v", "to_out.0"], ["gate_lora.expand", "decay_lora.reduce"]])
 def test_lora(make_pipeline, tmp_path, targets):
     """In U-Net and text encoder: saved, loaded, scaled, switched off, fused."""
 
