@@ -226,9 +226,7 @@ def global_names(tree: ast.Module, own: set[str]) -> list[GlobalName]:
             for child in ast.iter_child_nodes(node):
                 walk(child, outer, outer | bindings(node.body) if child in node.body else inner)
         elif isinstance(node, Comprehension):
-            parts = [part for generator in node.generators for part in ast.walk(generator.target)]
-            targets = {part.id for part in parts if isinstance(part, ast.Name)}
-            first = node.generators[0]
+            targets, first = target_names(node), node.generators[0]
             walk(first.iter, outer, inner)  # in the scope around
             inside = [child for child in ast.iter_child_nodes(node) if child is not first]
             for child in [*inside, first.target, *first.ifs]:
@@ -241,6 +239,11 @@ def global_names(tree: ast.Module, own: set[str]) -> list[GlobalName]:
 
     walk(tree, frozenset(), frozenset())
     return found
+
+
+def target_names(comprehension: Comprehension) -> set[str]:
+    parts = [part for generator in comprehension.generators for part in ast.walk(generator.target)]
+    return {part.id for part in parts if isinstance(part, ast.Name)}
 
 
 def local_names(function: Function, own: set[str]) -> set[str]:

@@ -83,7 +83,8 @@ def test_front_matter_is_complete(saved, caplog):
 
 
 def test_text_says_what_is_known(saved):
-    text, _ = parsed(make_model_card(FACTS, "writer/digits", saved, grid="images/grid.png"))
+    text, data = parsed(make_model_card(FACTS, "writer/digits", saved, grid="images/grid.png"))
+    assert data["widget"] == [{"text": 'a "handwritten" 七'}]
     for expected in (
         "![Pictures that the model made](images/grid.png)",
         "| pipeline | `DIR7Pipeline` |",
