@@ -91,12 +91,8 @@ def test_arguments_of_the_stock_pipeline_are_there_in_its_order():
     assert list(inspect.signature(DIR7Pipeline.__call__).parameters)[: len(stock)] == stock
 
 
-SCHEDULERS = [
-    *DDIMScheduler().compatibles,
-    FlowMatchEulerDiscreteScheduler,
-    FlowMatchHeunDiscreteScheduler,
-    LCMScheduler,
-]
+FLOW_MATCHING = [FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler]
+SCHEDULERS = sorted([*DDIMScheduler().compatibles, *FLOW_MATCHING, LCMScheduler], key=lambda cls: cls.__name__)
 
 
 @pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning")  # of Diffusers and NumPy
@@ -106,13 +102,12 @@ def test_schedulers(make_latent_pipeline, scheduler, photo):
     pipeline = make_latent_pipeline()
     pipeline.scheduler = scheduler()
     steps = []
-    out = images(
-        pipeline,
-        PROMPTS,
-        num_inference_steps=4,
-        callback_on_step_end=lambda pipe, i, t, tensors: steps.append(i) or {},
-    )
-    assert out.isfinite().all()
+
+    def count(pipe, step, timestep, tensors):
+        steps.append(step)
+        return {}
+
+    assert images(pipeline, PROMPTS, num_inference_steps=4, callback_on_step_end=count).isfinite().all()
     assert steps == list(range(pipeline.num_timesteps))
     other = DIR7Img2ImgPipeline(**pipeline.components)
     other.set_progress_bar_config(disable=True)
