@@ -145,7 +145,7 @@ def shown_errors(function: Callable) -> Callable:
         try:
             yield from function(*arguments)
         except (OSError, ValueError, RuntimeError) as error:
-            raise gr.Error(str(error), duration=None, print_exception=False) from error
+            raise gr.Error(str(error), duration=15, print_exception=False) from error
 
     return wrapped
 
