@@ -7,7 +7,7 @@ PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-ch
 GPU_PYTHON ?= python3
 GPU_RUN = PYTHONPATH=src:kernels:$$PYTHONPATH TRANSFORMERS_VERBOSITY=error $(GPU_PYTHON)
 
-.PHONY: quickstart alignment judge kernel-bench gpu-bench gpu-test test test-full lint clean
+.PHONY: quickstart alignment judge kernel-bench length-bench app diffusers-tests gpu-bench gpu-test test test-full lint clean
 
 quickstart: $(VENV)/.installed-quickstart
 	TRANSFORMERS_VERBOSITY=error $(VENV)/bin/python scripts/quickstart.py $(ARGS)
@@ -20,6 +20,17 @@ judge: $(VENV)/.installed-benchmarks
 
 kernel-bench: $(VENV)/.installed-benchmarks
 	TRANSFORMERS_VERBOSITY=error $(VENV)/bin/python scripts/benchmark_kernels.py --device cpu $(ARGS)
+
+length-bench: $(VENV)/.installed-benchmarks
+	TRANSFORMERS_VERBOSITY=error $(VENV)/bin/python scripts/benchmark_prompt_length.py --device cpu --threads 2 $(ARGS)
+
+# make app ARGS="a folder or Hub id": a page in the browser
+app: $(VENV)/.installed-app
+	TRANSFORMERS_VERBOSITY=error $(VENV)/bin/python scripts/app.py $(ARGS)
+
+# make diffusers-tests ARGS="a checkout of Diffusers' repository": its own tests with our classes; an hour or more
+diffusers-tests: $(VENV)/.installed-tests
+	$(VENV)/bin/python scripts/run_diffusers_tests.py $(ARGS)
 
 gpu-bench:
 	$(GPU_RUN) scripts/benchmark_kernels.py --device cuda $(ARGS)

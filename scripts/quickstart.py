@@ -12,7 +12,16 @@ from pathlib import Path
 
 import torch
 
-from diffusers_crosswkv.quickstart import PIPELINE_DIR, describe, draw_digits, train_digits, write_report
+from diffusers_crosswkv.hub import save_facts
+from diffusers_crosswkv.quickstart import (
+    PIPELINE_DIR,
+    REPORT_FILE,
+    describe,
+    draw_digits,
+    model_facts,
+    train_digits,
+    write_report,
+)
 
 
 def main() -> int:
@@ -55,7 +64,8 @@ def draw(arguments: argparse.Namespace) -> int:
         )
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
-    write_report(report, folder / "report.json")
+    write_report(report, folder / REPORT_FILE)
+    save_facts(model_facts(folder), folder / "facts.json")
     print(describe(report))
     return 0
 

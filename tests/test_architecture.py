@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src/diffusers_crosswkv"
 FLOORS = {
     "files": 0,
+    "remote_code": 0,
     "presets": 1,
     "data": 1,
     "environment": 1,
@@ -23,7 +24,7 @@ FLOORS = {
     "generation": 4,
     "app": 5,
     "alignment": 4,
-    "quickstart": 4,
+    "quickstart": 5,
     "registration": 4,
 }
 

@@ -19,6 +19,8 @@ def test_the_examples_run(make_pipeline, tmp_path, monkeypatch, capsys):
     exec(examples[0], names)
     assert names["image"].size == (8, 8)
     assert len(names["images"]) == 4
+    exec(examples[1], names)
+    assert names["student"].config.block_out_channels == (64, 128)
     assert re.fullmatch(r"\d+ bytes, whatever the prompt's length\n", capsys.readouterr().out)
 
 

@@ -12,6 +12,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline, UniPCMultistepScheduler
 from diffusers_crosswkv import DIR7Pipeline
 from diffusers_crosswkv.data.digits import LANGUAGES, caption, load_digits
 from diffusers_crosswkv.evaluation.digits import DigitJudge, agreement
+from diffusers_crosswkv.pipelines import pipeline_dir7
 from diffusers_crosswkv.quickstart import train_digits
 
 CELLS = [(language, digit) for language in LANGUAGES for digit in range(10)] * 3
@@ -56,7 +57,7 @@ def test_other_schedulers_hold(pipeline, judge):
 
 def test_the_trap_of_clipping_is_real(pipeline, judge, monkeypatch):
     """Without the pipeline's care for it, DDIM with clipping loses the digits: the test above can fail."""
-    monkeypatch.setattr(type(pipeline), "prepare_step_kwargs", lambda self, generator: {})
+    monkeypatch.setattr(pipeline_dir7, "step_arguments", lambda *args: {})
     scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=True, thresholding=False)
     assert share_as_asked(pipeline, judge, scheduler, guidance_scale=3.0) < 0.6
 
@@ -74,7 +75,7 @@ def test_the_wrong_prompt_gives_the_wrong_digit(pipeline, judge):
 def test_a_state_continues_a_prompt(pipeline, judge):
     """Encoding a prompt in two parts draws what the whole prompt draws."""
     pipeline.set_progress_bar_config(disable=True)
-    embeds, mask = pipeline.encode_prompt([f"a handwritten {digit}" for digit in range(10)] * 4)
+    embeds, mask, *_ = pipeline.encode_prompt([f"a handwritten {digit}" for digit in range(10)] * 4)
     with torch.no_grad():
         first = pipeline.unet.encode_prompt(embeds[:, :3], mask[:, :3])
         state = pipeline.unet.encode_prompt(embeds[:, 3:], mask[:, 3:], prompt_state=first)

@@ -4,6 +4,7 @@ import sys
 
 from diffusers import ModelMixin
 
+from .conversion import convert_unet
 from .models import CrossWKV, CrossWKVAttnProcessor, DIR7UNet2DConditionModel, PromptState
 from .pipelines import DIR7Img2ImgPipeline, DIR7InpaintPipeline, DIR7Pipeline
 from .presets import load_preset
@@ -19,6 +20,7 @@ __all__ = [
     "DIR7UNet2DConditionModel",
     "ModelMixin",  # Diffusers looks the base class of our components up in this namespace
     "PromptState",
+    "convert_unet",
     "load_preset",
 ]
 

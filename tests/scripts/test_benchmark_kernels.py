@@ -1,10 +1,9 @@
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from running import run_script
 
 SCRIPT = Path(__file__).parents[2] / "scripts/benchmark_kernels.py"
 KEYS = {
@@ -20,13 +19,8 @@ SIDES = {"layer": {"softmax", "crosswkv"}, "attention": {"sdpa", "state readout"
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """Run the script in this process, which has imported everything already."""
-
     def call(*arguments):
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            runpy.run_path(str(SCRIPT), run_name="__main__")
-        return stopped.value.code, capsys.readouterr().out
+        return run_script(monkeypatch, SCRIPT, *arguments), capsys.readouterr().out
 
     return call
 

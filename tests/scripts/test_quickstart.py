@@ -22,9 +22,12 @@ def test_train_stop_go_on_save_load_draw(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "training: 100%" in done.stderr
     assert "loss=" in done.stderr
-    assert {p.name for p in folder.iterdir()} >= {"pipeline", "checkpoints", "digits.png", "report.json"}
+    assert {p.name for p in folder.iterdir()} >= {"pipeline", "checkpoints", "digits.png", "report.json", "facts.json"}
+    facts = json.loads((folder / "facts.json").read_text())
+    assert (facts["steps"], facts["batch_size"], facts["base_model"]) == (3, 32, "from scratch")
     assert {p.name for p in (folder / "pipeline").iterdir()} == {
         "model_index.json",
+        "pipeline.py",
         "scheduler",
         "text_encoder",
         "tokenizer",

@@ -11,10 +11,10 @@ from crosswkv_kernels import state_readout
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import nn
 
-from ..models.attention_processor import PreparedText
+from ..models.attention_processor import FirstValues, PreparedText
 from ..models.crosswkv import previous_tokens
+from ..models.crosswkv_layers import install_crosswkv
 from ..models.text_scan import scan_text
-from ..models.unet_dir7 import install_crosswkv
 from .kernel_cases import (
     HEAD_DIM,
     STOCK_HEADS,
@@ -110,10 +110,10 @@ def softmax_layer(case: Case, hidden_states: torch.Tensor, text: torch.Tensor) -
 def crosswkv_layer(case: Case, hidden_states: torch.Tensor, text: torch.Tensor) -> Side:
     attn = make_attention(case.width, text.device, text.dtype, crosswkv=True)
     state = text_state(attn, text)
-    call = torch.inference_mode()(lambda: attn(hidden_states, PreparedText((state,), (), {})))
+    call = torch.inference_mode()(lambda: attn(hidden_states, PreparedText((state,), (), FirstValues())))
 
     def reference() -> torch.Tensor:
-        prepared = PreparedText((state[:1].double(),), (), {})
+        prepared = PreparedText((state[:1].double(),), (), FirstValues())
         return copy.deepcopy(attn).double()(hidden_states[:1, :COMPARED_TOKENS].double(), prepared)
 
     used = [attn.to_q, attn.to_out, attn.crosswkv.gate_lora, attn.crosswkv.norm]

@@ -143,6 +143,7 @@ class CrossWKV(nn.Module):
         output_norm = fusion != "state" if output_norm is None else output_norm
         self.feature_map = feature_map or ("identity" if fusion == "paper" else "silu")
         self.layer_index, self.group, self.first_in_group = layer_index, group, first_in_group
+        self.place_in_block = 0  # among the layers of its transformer block
         eps = head_dim * 1e-5
         make_writer = partial(
             StateWriter,
@@ -211,7 +212,8 @@ class CrossWKV(nn.Module):
                 f"`encoder_hidden_states` must hold one text per image, got {len(encoder_hidden_states)} texts and "
                 f"{len(hidden_states)} images."
             )
-        return attend_alone(self, self, hidden_states, encoder_hidden_states, encoder_attention_mask, first_value)
+        read = read_alone(self, self, hidden_states, encoder_hidden_states, encoder_attention_mask, first_value)
+        return apply_out(self, read)
 
     def write_text(
         self,
@@ -231,12 +233,12 @@ class CrossWKV(nn.Module):
         return turn_backward(write, self.backward_heads), value
 
     def read(self, projections: Projections, hidden_states: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
-        """`state` fusion: every image token reads the text's state; `[B, T, D]` to `[B, T, D]`.
+        """`state` fusion: every image token reads the text's state; `[B, T, D]` to `[B, T, D_v]`, before `to_out`.
 
         Nothing here depends on a token's neighbours: permuting the image tokens permutes the result.
         """
         receptance = self.receptance(projections, hidden_states)
-        return apply_out(projections, self.norm(receptance, state, self.gate_lora(hidden_states)))
+        return self.norm(receptance, state, self.gate_lora(hidden_states))
 
     def receptance(self, projections: Projections, x: torch.Tensor) -> torch.Tensor:
         """`[B, T, D]` to `[B, T, H, K]`."""
@@ -268,8 +270,9 @@ class CrossWKV(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """`paper` (with the text's receptance) and `prefix` (from the text's state): the image is scanned.
 
-        Returns the output `[B, T, D]` and the image's value before equation 10, `[B, R, D_v]`. In `paper` the scan
-        stops after R = min(L, T) tokens: behind them the receptance is zero (equation 6), and they read zero.
+        Returns what is read, `[B, T, D_v]` before `to_out`, and the image's value before equation 10, `[B, R, D_v]`.
+        In `paper` the scan stops after R = min(L, T) tokens: behind them the receptance is zero (equation 6), and they
+        read zero.
         """
         x_w, x_k, x_v, x_a, x_g = self.image_writer.mix(hidden_states)
         to_k: nn.Module
@@ -285,11 +288,10 @@ class CrossWKV(nn.Module):
         first_value = None if first_value is None else first_value[:, :rows]
         write = self.image_writer(to_k(x_k), value, x_w, x_v, x_a, first_value)
         output, _ = wkv7(receptance, *write, initial_state=initial_state)
-        normed = self.norm(output, receptance, write.k, write.v, self.gate_lora(x_g))
-        return apply_out(projections, normed), value
+        return self.norm(output, receptance, write.k, write.v, self.gate_lora(x_g)), value
 
 
-def attend_alone(
+def read_alone(
     layer: CrossWKV,
     projections: Projections,
     hidden_states: torch.Tensor,
@@ -297,7 +299,7 @@ def attend_alone(
     mask: torch.Tensor | None,
     first_value: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """One layer from text tokens to output, outside a U-Net that prepares the text of all layers at once."""
+    """One layer from text tokens to what is read, outside a U-Net that prepares the text of all layers at once."""
     if mask is not None:
         mask = mask.bool()
     text_value: torch.Tensor | None

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 
 FORMAT = "diffusers_crosswkv.PromptState"
-FORMAT_VERSION = 2  # 1, never released, had no transitions
+FORMAT_VERSION = 3  # 1 had no transitions, 2 another fingerprint; neither was released
 REST = {"last_token", "fingerprint"}  # what a file holds besides the layers
 FINGERPRINT_TOLERANCE = 0.01  # per parameter; rounding to bfloat16 moves weights by 0.2 %
 
@@ -25,7 +25,7 @@ class Fingerprinted(Protocol):
 
     def fingerprint(self) -> torch.Tensor: ...
 
-    def weights_version(self) -> tuple[int, ...]: ...
+    def weights_version(self) -> tuple[object, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class PromptState:
     last_token: torch.Tensor
     fusion: str
     fingerprint: torch.Tensor
-    _accepted: "weakref.WeakKeyDictionary[Fingerprinted, tuple[int, ...]] | None" = None
+    _accepted: "weakref.WeakKeyDictionary[Fingerprinted, tuple[object, ...]] | None" = None
 
     def __repr__(self) -> str:
         shapes = " ".join("x".join(map(str, shape)) for shape in self._shapes)
@@ -202,15 +202,16 @@ class PromptState:
         if torch.compiler.is_compiling():
             return
         version = model.weights_version()
-        if self._accepted is None or self._accepted.get(model) != version:
+        if self._accepted_by().get(model) != version:
             _check_fingerprint(model.fingerprint(), self.fingerprint, "the prompt state")
-            self._accept(model, version)
+            self._accepted_by()[model] = version
 
-    def _accept(self, model: Fingerprinted, version: tuple[int, ...]) -> None:
+    def _accepted_by(self) -> "weakref.WeakKeyDictionary[Fingerprinted, tuple[object, ...]]":
+        """The models that have accepted these weights; one table for a state and its copies on other devices."""
         if self._accepted is None:
             object.__setattr__(self, "_accepted", weakref.WeakKeyDictionary())
         assert self._accepted is not None
-        self._accepted[model] = version
+        return self._accepted
 
     @property
     def _shapes(self) -> tuple[tuple[int, ...], ...]:
@@ -222,7 +223,8 @@ class PromptState:
 
     def _with(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "PromptState":
         states, transitions = (tuple(change(x) for x in of_layers) for of_layers in (self.states, self.transitions))
-        return PromptState(states, transitions, change(self.last_token), self.fusion, self.fingerprint, self._accepted)
+        accepted = None if torch.compiler.is_compiling() else self._accepted_by()
+        return PromptState(states, transitions, change(self.last_token), self.fusion, self.fingerprint, accepted)
 
 
 def _check_same(what: str, expected: object, got: object, where: str) -> None:

@@ -34,7 +34,8 @@ class LowRank(nn.Module):
         self.reduce = nn.Linear(in_features, rank, bias=False)
         self.expand = nn.Linear(rank, out_features, bias=bias is not None)
         nn.init.zeros_(self.reduce.weight)
-        nn.init.orthogonal_(self.expand.weight, gain=0.1)
+        weight = torch.empty_like(self.expand.weight, dtype=torch.float32)  # no CPU does it in float16
+        self.expand.weight = nn.Parameter(nn.init.orthogonal_(weight, gain=0.1).to(self.expand.weight.dtype))
         if bias is not None:
             self.expand.bias = nn.Parameter(bias)
 

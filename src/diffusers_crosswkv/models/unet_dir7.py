@@ -1,24 +1,27 @@
 """UNet2DConditionModel with CrossWKV in the place of softmax cross-attention."""
 
 import inspect
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-from crosswkv_kernels import Write
 from diffusers import UNet2DConditionModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+from diffusers.utils import apply_lora_scale
 from diffusers.utils.accelerate_utils import apply_forward_hook
-from torch import nn
 
-from .attention_processor import CrossWKVAttention, CrossWKVAttnProcessor, PreparedText
-from .crosswkv import CrossWKV, check_sizes, check_text, previous_tokens
+from ..remote_code import LIBRARY, UNET_FILE, write_remote_code
+from .attention_processor import FirstValues, PreparedText
+from .crosswkv import check_text
+from .crosswkv_layers import install_layers, remove_adapters
+from .fingerprint import fingerprint, weights_version
 from .prompt_state import PromptState, PromptStateSpec
-from .text_scan import backward_transitions, pass_earlier_text, scan_text, start_of_continuation
+from .stock_weights import check_single_file, of_crosswkv, of_stock_class, stock_weights_message
+from .text_layers import onloaded, scan_layers, text_receptances, write_text
+from .text_scan import backward_transitions
 
-FINGERPRINT_VALUES = 16
+OF_TEXT = (None, "text_proj", "ip_image_proj")  # `encoder_hid_dim_type`s that keep the text's tokens
 
 
 class Prompt(NamedTuple):
@@ -60,7 +63,10 @@ class DIR7UNet2DConditionModel(UNet2DConditionModel):
         ValueError: sizes that do not divide, an unknown fusion, or blocks without a separate cross-attention.
     """
 
-    prompt_state_class = PromptState  # what pipelines and other code that is loaded apart check for
+    prompt_state_class: ClassVar = PromptState
+    _no_split_modules: ClassVar = [*UNet2DConditionModel._no_split_modules, "CrossWKVTransformerBlock"]
+    _repeated_blocks: ClassVar = [*UNet2DConditionModel._repeated_blocks, "CrossWKVTransformerBlock"]
+    _skip_layerwise_casting_patterns: ClassVar = [*UNet2DConditionModel._skip_layerwise_casting_patterns, "crosswkv"]
 
     @register_to_config
     @with_unet_arguments
@@ -80,6 +86,8 @@ class DIR7UNet2DConditionModel(UNet2DConditionModel):
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
+        if type(self).__module__ == __name__:  # not a subclass of somebody's own
+            self.__module__ = LIBRARY  # what `model_index.json` shall name, also where this file is remote code
         options = {
             "head_dim": crosswkv_head_dim,
             "fusion": crosswkv_fusion,
@@ -91,46 +99,23 @@ class DIR7UNet2DConditionModel(UNet2DConditionModel):
             "output_norm": crosswkv_output_norm,
             "bidirectional": crosswkv_bidirectional,
         }
-        layers = list(cross_attentions(self))
-        value_dims = [value_dim_of(crosswkv_value_dim, level, len(self.down_blocks)) for _, _, level in layers]
-        groups: list[tuple] = []
-        for (name, attn, level), value_dim in zip(layers, value_dims, strict=True):
-            check_layer(name, attn, value_dim, crosswkv_head_dim, crosswkv_fusion)
-            width = value_dim or attn.query_dim
-            groups.append((width,) if crosswkv_fusion == "state" else (width, level))
-        self._crosswkv_attentions = tuple(attn for _, attn, _ in layers)
-        for i, (attn, value_dim, group) in enumerate(zip(self._crosswkv_attentions, value_dims, groups, strict=True)):
-            first = groups.index(group)
-            place = {"layer_index": i, "num_layers": len(layers), "group": first, "first_in_group": first == i}
-            install_crosswkv(attn, value_dim, options | place)
+        self._crosswkv_blocks = install_layers(self, crosswkv_value_dim, options)
 
-    @torch.no_grad()
+    @property
+    def _crosswkv_attentions(self) -> tuple[Attention, ...]:
+        """In the order of execution."""
+        return tuple(attn for _, attentions in self._crosswkv_blocks for attn in attentions)
+
     def fingerprint(self) -> torch.Tensor:
-        """`[parameters, n]`: some values of everything that writes a prompt state, to tell models apart.
+        """`[rows, n]`: some values of everything that writes a prompt state, to tell models apart.
 
-        Empty while weights are offloaded or quantized.
+        Adapters count as what they add to the weights, merged or not.
         """
-        rows = []
-        for parameter in self._text_parameters():
-            if parameter.device.type == "meta" or not parameter.is_floating_point():
-                return torch.zeros(0, FINGERPRINT_VALUES)
-            values = parameter.flatten()
-            values = values[:: max(1, len(values) // FINGERPRINT_VALUES)][:FINGERPRINT_VALUES].float().cpu()
-            rows.append(torch.nn.functional.pad(values, (0, FINGERPRINT_VALUES - len(values))))
-        return torch.stack(rows) if rows else torch.zeros(0, FINGERPRINT_VALUES)
+        return fingerprint(self._crosswkv_blocks, self.dtype)
 
-    def weights_version(self) -> tuple[int, ...]:
-        """Changes whenever what writes a prompt state is moved or written to."""
-        return tuple(
-            number
-            for parameter in self._text_parameters()
-            for number in (parameter.data_ptr(), 0 if parameter.is_inference() else parameter._version)
-        )
-
-    def _text_parameters(self) -> Iterator[nn.Parameter]:
-        for attn in self._crosswkv_attentions:
-            for module in (attn.to_k, attn.to_v, attn.crosswkv.text_writer):
-                yield from module.parameters()
+    def weights_version(self) -> tuple[object, ...]:
+        """Changes whenever what writes a prompt state is written to, moved or adapted."""
+        return weights_version(self._crosswkv_blocks)
 
     def prompt_state_spec(self) -> PromptStateSpec:
         """What a prompt state of this model must look like."""
@@ -142,19 +127,24 @@ class DIR7UNet2DConditionModel(UNet2DConditionModel):
         return PromptStateSpec(self.config.crosswkv_fusion, shapes, backward_heads, layers[0].cross_attention_dim)
 
     @apply_forward_hook
+    @apply_lora_scale("cross_attention_kwargs")
     def encode_prompt(
         self,
         prompt_embeds: torch.Tensor,
         encoder_attention_mask: torch.Tensor | None = None,
         prompt_state: PromptState | None = None,
+        added_cond_kwargs: dict[str, torch.Tensor] | None = None,
+        cross_attention_kwargs: dict[str, Any] | None = None,
     ) -> PromptState:
         """Scan the text once, for every pixel of every denoising step.
 
         Args:
-            prompt_embeds: `[B, L, D_q]`, the text encoder's hidden states, L >= 1.
+            prompt_embeds: text tokens `[B, L, D_q]` as the text encoder gives them.
             encoder_attention_mask: `[B, L]`, 1 = keep; masked tokens count as deleted.
-            prompt_state: the state of the text that this one continues; encoding A, then B from A's state, equals
+            prompt_state: state of the text that this one continues; encoding A, then B from A's state, equals
                 encoding A + B.
+            added_cond_kwargs: what the config's `encoder_hid_dim_type` takes besides the text.
+            cross_attention_kwargs: `{"scale": s}` scales the LoRAs, as in `forward`: a state is of one scale.
 
         Returns:
             [`PromptState`] of constant size, states in float32. Gradients flow through it.
@@ -169,22 +159,25 @@ class DIR7UNet2DConditionModel(UNet2DConditionModel):
                 "state and the text only reads it. Pass `prompt_embeds` to the U-Net instead."
             )
         self.prompt_state_spec()
-        self._check_prompt(prompt_embeds, encoder_attention_mask, prompt_state, len(prompt_embeds))
-        if not torch.compiler.is_compiling() and not prompt_embeds.isfinite().all():
-            raise ValueError("`prompt_embeds` must be finite, got NaN or Inf; check the text encoder and its dtype.")
-        text = super().process_encoder_hidden_states(prompt_embeds, {})
-        last_token = None if prompt_state is None else prompt_state.last_token
-        writes, last_token = self._write_text(text, as_mask(encoder_attention_mask), last_token)
+        with onloaded(self):
+            self._check_prompt(prompt_embeds, encoder_attention_mask, prompt_state, len(prompt_embeds))
+            if not torch.compiler.is_compiling() and not prompt_embeds.isfinite().all():
+                raise ValueError(
+                    "`prompt_embeds` must be finite, got NaN or Inf; check the text encoder and its dtype."
+                )
+            text = self._project_text(prompt_embeds, added_cond_kwargs or {})
+            last_token = None if prompt_state is None else prompt_state.last_token
+            writes, last_token = write_text(self._crosswkv_blocks, text, as_mask(encoder_attention_mask), last_token)
+            shown = self.fingerprint()
         heads = [attn.crosswkv.backward_heads for attn in self._crosswkv_attentions]
         transitions = [backward_transitions(write, count) for write, count in zip(writes, heads, strict=True)]
         if prompt_state is not None:
             transitions = [new @ old.to(new) for new, old in zip(transitions, prompt_state.transitions, strict=True)]
-        states = self._scan_text(writes, prompt_state)
+        states = scan_layers(self._crosswkv_blocks, writes, prompt_state)
         states = tuple(state.clone() for state in states)  # of their own, not parts of the joined scan
-        return PromptState(
-            states, tuple(transitions), last_token.clone(), self.config.crosswkv_fusion, self.fingerprint()
-        )
+        return PromptState(states, tuple(transitions), last_token.clone(), self.config.crosswkv_fusion, shown)
 
+    @apply_lora_scale("cross_attention_kwargs")
     def forward(
         self,
         sample: torch.Tensor,
@@ -237,21 +230,55 @@ class DIR7UNet2DConditionModel(UNet2DConditionModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """As in Diffusers.
+        """As in Diffusers, but for weights that are not safetensors: they are read with `use_safetensors=False` only.
 
         Raises:
+            OSError: there are no weights, or none as safetensors.
             ValueError: the weights are those of a stock U-Net, without the parameters of CrossWKV.
         """
+        if kwargs.get("use_safetensors") is None:  # where Diffusers would take other files, which can run code
+            kwargs["use_safetensors"] = True
+        config = cls.load_config(pretrained_model_name_or_path, **kwargs)
+        if of_stock_class(config):
+            raise ValueError(stock_weights_message(pretrained_model_name_or_path))
         with_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
-        missing = [name for name in info["missing_keys"] if ".crosswkv." in name]
+        missing = of_crosswkv(info["missing_keys"])
         if missing:
-            raise ValueError(
-                f"{pretrained_model_name_or_path} must hold a DIR7UNet2DConditionModel, but {len(missing)} parameters "
-                f"of CrossWKV are missing ({missing[0]}, ...): these are weights of a stock U-Net. Load them with "
-                "UNet2DConditionModel; they cannot be used here without conversion."
-            )
+            raise ValueError(stock_weights_message(pretrained_model_name_or_path, missing))
         return (model, info) if with_info else model
+
+    @classmethod
+    def from_single_file(cls, pretrained_model_link_or_path_or_dict=None, **kwargs):
+        """As in Diffusers, for weights of this class under the names of `save_pretrained`.
+
+        Raises:
+            ValueError: the weights are those of a stock U-Net, in Diffusers' or the original format.
+        """
+        checkpoint = check_single_file(pretrained_model_link_or_path_or_dict, kwargs)
+        return super().from_single_file(checkpoint, **kwargs)
+
+    def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
+        """As in PyTorch.
+
+        Raises:
+            RuntimeError: `strict`, and names or shapes differ; for weights of a stock U-Net it says what to do.
+        """
+        missing = of_crosswkv(self.state_dict().keys() - state_dict.keys())
+        if strict and missing:
+            raise RuntimeError(stock_weights_message("The state dictionary", missing))
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def save_config(self, save_directory, *args, **kwargs) -> None:
+        """As in Diffusers; beside the config lies the code that loads it on a machine without this package."""
+        write_remote_code(type(self), save_directory, UNET_FILE)
+        super().save_config(save_directory, *args, **kwargs)
+
+    def unload_lora(self) -> None:
+        """As in Diffusers, which passes by modules with "lora" in their names, as some of CrossWKV's own have."""
+        for attn in self._crosswkv_attentions:
+            remove_adapters(attn.crosswkv)
+        super().unload_lora()
 
     def set_default_attn_processor(self) -> None:
         """Stock self-attention; cross-attention stays CrossWKV."""
@@ -266,122 +293,54 @@ class DIR7UNet2DConditionModel(UNet2DConditionModel):
         if not isinstance(encoder_hidden_states, Prompt):
             return super().process_encoder_hidden_states(encoder_hidden_states, added_cond_kwargs)
         text, mask, prompt_state = encoder_hidden_states
+        images = self._image_tokens(added_cond_kwargs or {})
         if prompt_state is not None:
-            return PreparedText(prompt_state.states, (), {})
-        text, mask = super().process_encoder_hidden_states(text, added_cond_kwargs), as_mask(mask)
+            return PreparedText(prompt_state.states, (), FirstValues(), images)
+        text, mask = self._project_text(text, added_cond_kwargs or {}), as_mask(mask)
         if self.config.crosswkv_fusion == "paper":
-            return PreparedText((), self._text_receptances(text, mask), {})
-        return PreparedText(self._scan_text(self._write_text(text, mask)[0]), (), {})
+            return PreparedText((), text_receptances(self._crosswkv_blocks, text, mask), FirstValues(), images)
+        writes, _ = write_text(self._crosswkv_blocks, text, mask)
+        return PreparedText(scan_layers(self._crosswkv_blocks, writes), (), FirstValues(), images)
+
+    def _image_tokens(self, added_cond_kwargs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+        """The image prompts of the IP-Adapters that are loaded, `[B, images, tokens, D_q]` each."""
+        if self.config.encoder_hid_dim_type != "ip_image_proj":
+            return ()
+        if "image_embeds" not in added_cond_kwargs:
+            raise ValueError(
+                "With an IP-Adapter `added_cond_kwargs` must hold `image_embeds`, one tensor per adapter, got "
+                f"{sorted(added_cond_kwargs)}; `unload_ip_adapter` takes the adapter out."
+            )
+        return tuple(self.encoder_hid_proj(added_cond_kwargs["image_embeds"]))
+
+    def _project_text(self, text: torch.Tensor, added_cond_kwargs: dict[str, Any]) -> torch.Tensor:
+        """Text tokens of the layers' width, `[B, L, D_q]`."""
+        if self.config.encoder_hid_dim_type != "ip_image_proj":
+            return super().process_encoder_hidden_states(text, added_cond_kwargs)
+        projection = getattr(self, "text_encoder_hid_proj", None)  # Kolors
+        return text if projection is None else projection(text)
 
     def _check_prompt(self, text, mask, prompt_state, batch_size: int, reading: bool = False) -> None:
         if prompt_state is not None:
             if not isinstance(prompt_state, PromptState):
                 raise ValueError(f"`prompt_state` must be a PromptState, got {type(prompt_state).__name__}.")
             prompt_state.check(self, self.prompt_state_spec(), batch_size)
-        if reading:
+        kind = self.config.encoder_hid_dim_type
+        if (reading and self.config.addition_embed_type != "text") or kind not in OF_TEXT:
             return
         if not isinstance(text, torch.Tensor):
+            besides = "" if not reading else ", besides it for `addition_embed_type='text'`"
             raise ValueError(
                 "`encoder_hidden_states` must be text tokens [B, L, D_q] unless a prompt state is given "
-                f"(cross_attention_kwargs={{'prompt_state': state}}), got {type(text).__name__}."
+                f"(cross_attention_kwargs={{'prompt_state': state}}){besides}, got {type(text).__name__}."
             )
-        check_text(
-            text, mask, self.config.encoder_hid_dim or self._crosswkv_attentions[0].crosswkv.cross_attention_dim
-        )
+        projected = kind == "text_proj" or getattr(self, "text_encoder_hid_proj", None) is not None
+        layer = self._crosswkv_blocks[0][1][0].crosswkv
+        check_text(text, mask, self.config.encoder_hid_dim if projected else layer.cross_attention_dim)
         if len(text) != batch_size:
             raise ValueError(
                 f"`encoder_hidden_states` must hold one prompt per sample, got {len(text)} and {batch_size}."
             )
-
-    def _write_text(
-        self, text: torch.Tensor, mask: torch.Tensor | None, last_token: torch.Tensor | None = None
-    ) -> tuple[list[Write], torch.Tensor]:
-        """What the text writes into each layer, and its last token `[B, D_q]`; it follows `last_token`, if any."""
-        previous, next_last_token = previous_tokens(text, mask, last_token)
-        first_values: dict[int, torch.Tensor] = {}
-        writes = []
-        for attn in self._crosswkv_attentions:
-            layer = attn.crosswkv
-            write, value = layer.write_text(attn, text, previous, mask, first_values.get(layer.group))
-            first_values.setdefault(layer.group, value)
-            writes.append(write)
-        return writes, next_last_token
-
-    def _scan_text(self, writes: list[Write], prompt_state: PromptState | None = None) -> tuple[torch.Tensor, ...]:
-        """The states of all layers, `[B, H, V, K]` each.
-
-        Heads are independent, so one scan serves all layers whose heads have one size.
-        """
-        layers = [attn.crosswkv for attn in self._crosswkv_attentions]
-        scans: dict[tuple[int, int], list[int]] = {}
-        for i, write in enumerate(writes):
-            scans.setdefault((write.v.shape[-1], write.k.shape[-1]), []).append(i)
-        states: dict[int, torch.Tensor] = {}
-        for numbers in scans.values():
-            joined = Write(*(torch.cat(parts, dim=2) for parts in zip(*(writes[i] for i in numbers), strict=True)))
-            start = None
-            if prompt_state is not None:
-                starts = [start_of_continuation(prompt_state.states[i], layers[i].backward_heads) for i in numbers]
-                start = torch.cat(starts, dim=1)
-            parts = scan_text(joined, start).split([layers[i].num_heads for i in numbers], dim=1)
-            states |= dict(zip(numbers, parts, strict=True))
-        in_order = tuple(states[i] for i in range(len(states)))
-        if prompt_state is None:
-            return in_order
-        earlier = zip(in_order, prompt_state.states, prompt_state.transitions, strict=True)
-        return tuple(pass_earlier_text(*parts) for parts in earlier)
-
-    def _text_receptances(self, text: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
-        return tuple(attn.crosswkv.receptance_of_text(attn, text, mask) for attn in self._crosswkv_attentions)
-
-
-def cross_attentions(unet: UNet2DConditionModel) -> Iterator[tuple[str, Attention, int]]:
-    """Name, module and level (0 = full resolution) of the cross-attentions, in the order in which they run."""
-    levels = len(unet.down_blocks)
-    blocks = [(f"down_blocks.{i}", block, i) for i, block in enumerate(unet.down_blocks)]
-    blocks += [("mid_block", unet.mid_block, levels - 1)] if unet.mid_block is not None else []
-    blocks += [(f"up_blocks.{i}", block, levels - 1 - i) for i, block in enumerate(unet.up_blocks)]
-    for block_name, block, level in blocks:
-        for name, module in block.named_modules():
-            if isinstance(module, Attention) and module.is_cross_attention:
-                yield f"{block_name}.{name}", module, level
-
-
-def value_dim_of(value_dim: int | Sequence[int] | None, level: int, levels: int) -> int | None:
-    if isinstance(value_dim, Sequence) and len(value_dim) != levels:
-        raise ValueError(f"`crosswkv_value_dim` must be one or one per down block, got {value_dim} for {levels}.")
-    return value_dim[level] if isinstance(value_dim, Sequence) else value_dim
-
-
-def check_layer(name: str, attn: Attention, value_dim: int | None, head_dim: int, fusion: str) -> None:
-    if attn.added_kv_proj_dim is not None:
-        raise ValueError(
-            f"CrossWKV replaces a cross-attention of its own, but {name} attends to text and image at once; "
-            "use CrossAttnDownBlock2D, UNetMidBlock2DCrossAttn and CrossAttnUpBlock2D, not the SimpleCrossAttn blocks."
-        )
-    if attn.norm_cross is not None:
-        raise ValueError(f"CrossWKV takes no `cross_attention_norm`, but {name} has one; use blocks without it.")
-    try:
-        check_sizes(attn.query_dim, head_dim, value_dim or attn.query_dim, fusion)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error} (In the config the names begin with `crosswkv_`.)") from error
-
-
-def install_crosswkv(attn: Attention, value_dim: int | None, options: dict[str, Any]) -> None:
-    """Register a CrossWKV module on `attn`, and rebuild those of its projections that need another shape."""
-    layer = CrossWKV(attn.query_dim, attn.cross_attention_dim, value_dim=value_dim, own_projections=False, **options)
-    for name, (in_features, out_features, bias) in layer.projection_sizes().items():
-        linear = attn.to_out[0] if name == "to_out" else getattr(attn, name)
-        if (linear.in_features, linear.out_features) == (in_features, out_features):
-            continue
-        linear = nn.Linear(in_features, out_features, bias=bias)
-        if name == "to_out":
-            attn.to_out[0] = linear
-        else:
-            setattr(attn, name, linear)
-    attn.crosswkv = layer
-    attn.__class__ = CrossWKVAttention  # the parent's blocks have built a stock Attention
-    attn.set_processor(CrossWKVAttnProcessor())
 
 
 def as_mask(mask: torch.Tensor | None) -> torch.Tensor | None:

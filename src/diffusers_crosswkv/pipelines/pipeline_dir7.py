@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from ..models import DIR7UNet2DConditionModel, PromptState
+from ..remote_code import PIPELINE_FILE, write_remote_code
 from .checks import (
     check_counts,
     check_cross_attention_kwargs,
@@ -118,6 +119,18 @@ class DIR7Pipeline(PromptEncodingMixin, StableDiffusionPipeline):
             do_convert_grayscale=grayscale,
             do_convert_rgb=not grayscale,
         )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As in Diffusers, but weights that are not safetensors are read with `use_safetensors=False` only."""
+        if kwargs.get("use_safetensors") is None:
+            kwargs["use_safetensors"] = True
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    def save_config(self, save_directory, *args, **kwargs) -> None:
+        """As in Diffusers; beside `model_index.json` lies the code that runs on a machine without this package."""
+        write_remote_code(type(self), save_directory, PIPELINE_FILE)
+        super().save_config(save_directory, *args, **kwargs)
 
     @property
     def _input_channels(self) -> tuple[int, ...]:

@@ -111,9 +111,7 @@ class DIR7Img2ImgPipeline(DIR7Pipeline):
                 f"`image` must be one, one per prompt or one per image that is made, got {len(images)} for "
                 f"{num_prompts} prompts and {num_images} images."
             )
-        return (
-            images if len(images) == num_images else images[expansion(len(images), num_prompts, num_images_per_prompt)]
-        )
+        return images[expansion(len(images), num_prompts, num_images_per_prompt)]
 
     def _encode_image(self, image: torch.Tensor, generator) -> torch.Tensor:
         """Latents at the U-Net's scale of images in [-1, 1]; in pixel space, and for latents, the same again."""

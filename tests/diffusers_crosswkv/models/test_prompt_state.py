@@ -96,10 +96,10 @@ def test_files_that_are_no_prompt_states(state, tmp_path):
 
 def test_a_newer_format_is_named(state, tmp_path, monkeypatch):
     path = tmp_path / "prompt.safetensors"
-    monkeypatch.setattr("diffusers_crosswkv.models.prompt_state.FORMAT_VERSION", 3)
+    monkeypatch.setattr("diffusers_crosswkv.models.prompt_state.FORMAT_VERSION", 4)
     state.save(path)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="format 3, this version reads up to 2; upgrade"):
+    with pytest.raises(ValueError, match="format 4, this version reads up to 3; upgrade"):
         PromptState.load(path)
 
 

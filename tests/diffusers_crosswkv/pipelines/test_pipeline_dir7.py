@@ -31,7 +31,7 @@ def test_save_and_load_by_every_door(make_pipeline, fusion, tmp_path):
     pipeline = make_pipeline(crosswkv_fusion=fusion)
     expected = images(pipeline, PROMPTS)
     pipeline.save_pretrained(tmp_path)
-    assert {p.suffix for p in tmp_path.rglob("*") if p.is_file()} == {".json", ".safetensors"}
+    assert {p.suffix for p in tmp_path.rglob("*") if p.is_file()} == {".json", ".py", ".safetensors"}
     for door in (DiffusionPipeline, DIR7Pipeline, AutoPipelineForText2Image):
         loaded = door.from_pretrained(tmp_path)
         loaded.set_progress_bar_config(disable=True)

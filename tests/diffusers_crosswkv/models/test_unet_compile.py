@@ -1,0 +1,59 @@
+"""torch.compile and torch.export of the whole U-Net, and of its repeated blocks."""
+
+import pytest
+import torch
+from unets import read, relative_error, unet_inputs
+
+COMPILE_NOISE = ["ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning"]
+
+
+@pytest.fixture
+def model(make_unet, fusion):
+    unet, inputs = make_unet(crosswkv_fusion=fusion), unet_inputs()
+    with torch.no_grad():
+        return unet, inputs, unet(*inputs).sample
+
+
+@pytest.fixture(autouse=True)
+def clean():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@torch.no_grad()
+def test_repeated_blocks_share_their_code(make_unet, state_fusion):
+    """A stock U-Net's blocks of one width are compiled once; so are ours, whatever their place."""
+    unet = make_unet(crosswkv_fusion=state_fusion, block_out_channels=(16, 16), layers_per_block=2)
+    inputs = unet_inputs()
+    expected = unet(*inputs).sample
+    graphs = []
+
+    def count(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    unet.compile_repeated_blocks(fullgraph=True, backend=count, dynamic=True)
+    assert relative_error(unet(*inputs).sample, expected) < 1e-6
+    assert len(unet._crosswkv_attentions) == 11
+    assert len(graphs) <= {"state": 2, "prefix": 4}[state_fusion]
+    state = unet.encode_prompt(inputs[2])
+    assert relative_error(read(unet, inputs, state), expected) < 1e-5
+
+
+@torch.no_grad()
+def test_export(model):
+    unet, inputs, expected = model
+    program = torch.export.export(unet, inputs, strict=False)
+    assert relative_error(program.module()(*inputs).sample, expected) < 1e-6
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings(*COMPILE_NOISE)
+def test_inductor(make_unet):
+    """Compiled to machine code, whole graph, text and prompt state."""
+    unet, inputs = make_unet(layers_per_block=1, mid_block_type=None), unet_inputs()
+    expected, state = unet(*inputs).sample, unet.encode_prompt(inputs[2])
+    compiled = torch.compile(unet, fullgraph=True)
+    assert relative_error(compiled(*inputs).sample, expected) < 1e-5
+    assert relative_error(read(compiled, inputs, state), expected) < 1e-5
