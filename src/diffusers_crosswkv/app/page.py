@@ -56,7 +56,8 @@ def build_page(pipeline: DiffusionPipeline, title: str) -> gr.Blocks:
         run = start.then(
             make_images(studio), values, [gallery, status, inputs["seed"]], show_progress_on=status, **ONE_AT_A_TIME
         )
-        run.then(lambda: buttons(idle=True), None, [generate, stop], queue=False, show_progress="hidden")
+        for afterwards in (run.success, run.failure):  # `then` does not follow a failed step of a chain
+            afterwards(lambda: buttons(idle=True), None, [generate, stop], queue=False, show_progress="hidden")
         stop.click(for_session(studio.stop), None, None, queue=False)
         texts = [inputs["prompt"], inputs["more"], state_file]
         encode.click(write_state(studio), texts, encoded, show_progress_on=encoded, **ONE_AT_A_TIME)
@@ -145,7 +146,7 @@ def shown_errors(function: Callable) -> Callable:
         try:
             yield from function(*arguments)
         except (OSError, ValueError, RuntimeError) as error:
-            raise gr.Error(str(error), duration=None, print_exception=False) from error
+            raise gr.Error(str(error), duration=15, print_exception=False) from error
 
     return wrapped
 
