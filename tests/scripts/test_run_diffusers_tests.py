@@ -1,27 +1,39 @@
 """The script that runs Diffusers' own tests."""
 
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
+import pytest
+
+from diffusers_crosswkv.evaluation import diffusers_tests
+from diffusers_crosswkv.evaluation.diffusers_tests import FileResult
+
 SCRIPT = Path(__file__).parents[2] / "scripts/run_diffusers_tests.py"
-TEST = "import diffusers\n\ndef test_stock():\n    assert diffusers.UNet2DConditionModel.__name__[0] == 'U'\n"
 
 
-def run(checkout):
-    command = [sys.executable, SCRIPT, checkout, "--only", "models_auto", "--output-dir", checkout / "out"]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    return stopped.value.code
 
 
-def test_an_unexplained_failure_fails_the_command(tmp_path):
-    done = run(tmp_path)
-    assert done.returncode == 1
-    assert "error: " in done.stderr
-    assert "must be a checkout of Diffusers' repository" in done.stderr
-    file = tmp_path / "tests/models/test_models_auto.py"
-    file.parent.mkdir(parents=True)
-    file.write_text(TEST, encoding="utf-8")
-    done = run(tmp_path)
-    assert (done.returncode, done.stdout.splitlines()[-1][:8]) == (1, "1 tests ")
-    assert "test_models_auto.py: 0 of 1" in done.stdout
-    assert "**Unexplained**" in (tmp_path / "out/README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize(("outcome", "code"), [("passed", 0), ("failed", 1)])
+def test_an_unexplained_failure_fails_the_command(tmp_path, monkeypatch, capsys, outcome, code):
+    asked = []
+
+    def compare_all(checkout, folder, files):
+        asked.append((checkout, folder, files))
+        return [FileResult(files[0], {"test": "passed"}, {"test": outcome}, {"test": ""})]
+
+    monkeypatch.setattr(diffusers_tests, "compare_all", compare_all)
+    assert run(monkeypatch, tmp_path, "--only", "models_auto", "--output-dir", tmp_path / "out") == code
+    assert asked == [(tmp_path, tmp_path / "out", ["tests/models/test_models_auto.py"])]
+    assert capsys.readouterr().out.startswith(f"{code} tests pass with the stock class and fail with ours")
+
+
+def test_a_folder_that_is_no_checkout(tmp_path, monkeypatch):
+    message = run(monkeypatch, tmp_path, "--output-dir", tmp_path / "out")
+    assert message.startswith("error: ")
+    assert "must be a checkout of Diffusers' repository" in message

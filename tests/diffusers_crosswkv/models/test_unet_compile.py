@@ -7,13 +7,6 @@ from unets import read, relative_error, unet_inputs
 COMPILE_NOISE = ["ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning"]
 
 
-@pytest.fixture
-def model(make_unet, fusion):
-    unet, inputs = make_unet(crosswkv_fusion=fusion), unet_inputs()
-    with torch.no_grad():
-        return unet, inputs, unet(*inputs).sample
-
-
 @pytest.fixture(autouse=True)
 def clean():
     torch.compiler.reset()
@@ -39,13 +32,16 @@ def test_repeated_blocks_share_their_code(make_unet):
 
 
 @torch.no_grad()
-def test_export(model):
-    unet, inputs, expected = model
+@pytest.mark.parametrize("fusion", ["state", *(pytest.param(x, marks=pytest.mark.full) for x in ("prefix", "paper"))])
+def test_export(make_unet, fusion):
+    unet, inputs = make_unet(crosswkv_fusion=fusion), unet_inputs()
+    expected = unet(*inputs).sample
     program = torch.export.export(unet, inputs, strict=False)
     assert relative_error(program.module()(*inputs).sample, expected) < 1e-6
 
 
 @torch.no_grad()
+@pytest.mark.full
 @pytest.mark.filterwarnings(*COMPILE_NOISE)
 def test_inductor(make_unet):
     """Compiled to machine code, whole graph, text and prompt state; one level, for compiling takes long."""
