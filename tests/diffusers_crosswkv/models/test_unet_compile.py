@@ -7,13 +7,6 @@ from unets import read, relative_error, unet_inputs
 COMPILE_NOISE = ["ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning"]
 
 
-@pytest.fixture
-def model(make_unet, fusion):
-    unet, inputs = make_unet(crosswkv_fusion=fusion), unet_inputs()
-    with torch.no_grad():
-        return unet, inputs, unet(*inputs).sample
-
-
 @pytest.fixture(autouse=True)
 def clean():
     torch.compiler.reset()
@@ -22,37 +15,38 @@ def clean():
 
 
 @torch.no_grad()
-def test_repeated_blocks_share_their_code(make_unet, state_fusion):
-    """A stock U-Net's blocks of one width are compiled once; so are ours, whatever their place."""
-    unet = make_unet(crosswkv_fusion=state_fusion, block_out_channels=(16, 16), layers_per_block=2)
-    inputs = unet_inputs()
-    expected = unet(*inputs).sample
+def test_repeated_blocks_share_their_code(make_unet):
+    """Blocks of one width and number of tokens are compiled once, wherever they are, as in a stock U-Net."""
+    unet, inputs = make_unet(block_out_channels=(16, 16)), unet_inputs()
+    expected, state = unet(*inputs).sample, unet.encode_prompt(inputs[2])
     graphs = []
 
     def count(graph, _):
         graphs.append(graph)
         return graph.forward
 
-    unet.compile_repeated_blocks(fullgraph=True, backend=count, dynamic=True)
+    unet.compile_repeated_blocks(fullgraph=True, backend=count)
     assert relative_error(unet(*inputs).sample, expected) < 1e-6
-    assert len(unet._crosswkv_attentions) == 11
-    assert len(graphs) <= {"state": 2, "prefix": 4}[state_fusion]
-    state = unet.encode_prompt(inputs[2])
+    assert (len(unet._crosswkv_attentions), len(graphs)) == (7, 2)
     assert relative_error(read(unet, inputs, state), expected) < 1e-5
 
 
 @torch.no_grad()
-def test_export(model):
-    unet, inputs, expected = model
+@pytest.mark.parametrize("fusion", ["state", *(pytest.param(x, marks=pytest.mark.full) for x in ("prefix", "paper"))])
+def test_export(make_unet, fusion):
+    unet, inputs = make_unet(crosswkv_fusion=fusion), unet_inputs()
+    expected = unet(*inputs).sample
     program = torch.export.export(unet, inputs, strict=False)
     assert relative_error(program.module()(*inputs).sample, expected) < 1e-6
 
 
 @torch.no_grad()
+@pytest.mark.full
 @pytest.mark.filterwarnings(*COMPILE_NOISE)
 def test_inductor(make_unet):
-    """Compiled to machine code, whole graph, text and prompt state."""
-    unet, inputs = make_unet(layers_per_block=1, mid_block_type=None), unet_inputs()
+    """Compiled to machine code, whole graph, text and prompt state; one level, for compiling takes long."""
+    level = {"down_block_types": ["CrossAttnDownBlock2D"], "up_block_types": ["CrossAttnUpBlock2D"]}
+    unet, inputs = make_unet(block_out_channels=(16,), mid_block_type=None, **level), unet_inputs()
     expected, state = unet(*inputs).sample, unet.encode_prompt(inputs[2])
     compiled = torch.compile(unet, fullgraph=True)
     assert relative_error(compiled(*inputs).sample, expected) < 1e-5

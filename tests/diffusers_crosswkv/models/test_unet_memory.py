@@ -1,4 +1,4 @@
-"""Offloading, casting, quantization, slicing: the text is scanned before the blocks, and must not miss their hooks."""
+"""Offloading, casting, quantization, slicing: the text's scan runs before the blocks and must not miss their hooks."""
 
 import accelerate
 import pytest
