@@ -211,6 +211,8 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
     sums = [str(sum(int(line[column]) for line in lines)) for column in range(1, 6)]
     header = ("file", "run", "pass with stock", "of these, with ours", "cannot apply", "unexplained")
     parts = [INTRODUCTION, about_text(rows), markdown(header, [*lines, ("**all**", *sums)])]
+    not_run = [f"`{file.removeprefix('tests/')}`" for file in FILES if file not in {row["file"] for row in rows}]
+    parts += [f"Not run: {', '.join(not_run)}."] if not_run else []
     parts += ["## Tests that pass with the stock class and not with ours", *reason_sections(results)]
     return "\n\n".join(parts) + "\n"
 

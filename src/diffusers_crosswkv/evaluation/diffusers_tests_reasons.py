@@ -12,6 +12,11 @@ UNET = "tests/models/unets/test_models_unet_2d_condition.py"
 
 INAPPLICABLE: tuple[Inapplicable, ...] = (
     Inapplicable(
+        "It wants every processor to be a fused one after `fuse_qkv_projections`. Those of self-attention are; "
+        "CrossWKV's `to_k` and `to_v` take different mixes of the tokens and cannot be fused.",
+        ("tests/pipelines/*stable_diffusion_xl.py::*::test_fused_qkv_projections",),
+    ),
+    Inapplicable(
         "It puts softmax processors (AttnProcessor, one of its own) on the cross-attention and looks whether they are "
         "there. Ours keep CrossWKV, whose weights a softmax processor could not use.",
         (

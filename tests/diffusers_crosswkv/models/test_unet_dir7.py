@@ -345,13 +345,6 @@ def test_calls_that_replace_processors_keep_crosswkv(make_unet, inputs, fusion):
     assert all(isinstance(processor, CrossWKVAttnProcessor) for processor in kept)
 
 
-def test_weights_of_a_stock_unet_are_refused(make_unet, tmp_path):
-    config = {name: value for name, value in make_unet().config.items() if not name.startswith(("crosswkv", "_"))}
-    UNet2DConditionModel(**config).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"parameters of CrossWKV are missing .* these are weights of a stock U-Net"):
-        DIR7UNet2DConditionModel.from_pretrained(tmp_path, crosswkv_head_dim=8)
-
-
 def test_copies_and_compiled_models_agree(make_unet, inputs, fusion):
     unet = make_unet(crosswkv_fusion=fusion)
     with torch.no_grad():
