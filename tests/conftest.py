@@ -87,7 +87,7 @@ def make_pipeline(make_unet, tokenizer):
         torch.manual_seed(seed)
         text_encoder = make_text_encoder(tokenizer, 24, num_layers=1).eval()
         scheduler = scheduler or DPMSolverMultistepScheduler(thresholding=True, sample_max_value=1.0)
-        pipeline = DIR7Pipeline(text_encoder, tokenizer, make_unet(seed, **config), scheduler)
+        pipeline = DIR7Pipeline(None, text_encoder, tokenizer, make_unet(seed, **config), scheduler)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 

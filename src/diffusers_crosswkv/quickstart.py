@@ -68,7 +68,7 @@ def train_digits(output_dir: str | os.PathLike, max_train_steps: int = 1200, see
     )
     seconds = train(config, models, load_digits())
     scheduler = DPMSolverMultistepScheduler(**NOISE_SCHEDULE, thresholding=True, sample_max_value=1.0)
-    pipeline = DIR7Pipeline(models.text_encoder, tokenizer, models.unet, scheduler)
+    pipeline = DIR7Pipeline(None, models.text_encoder, tokenizer, models.unet, scheduler)
     save_whole(pipeline, target)
     return target, seconds
 

@@ -100,6 +100,11 @@ class PromptState:
             rows = index if isinstance(index, slice | torch.Tensor) else list(index)  # type: ignore[arg-type]
         return self._with(lambda x: x[rows])
 
+    def chunk(self, chunks: int) -> tuple["PromptState", ...]:
+        """As `torch.chunk`: with guidance on, `chunk(2)` gives the negative prompts and the others."""
+        size = -(-self.batch_size // chunks)
+        return tuple(self[start : start + size] for start in range(0, self.batch_size, size))
+
     @staticmethod
     def cat(states: Sequence["PromptState"]) -> "PromptState":
         """One state for all prompts of several, in order.
@@ -245,5 +250,6 @@ def _check_fingerprint(expected: torch.Tensor, got: torch.Tensor, where: str) ->
     if not difference <= FINGERPRINT_TOLERANCE:
         raise ValueError(
             f"{where} must come from a model with these weights, but those that wrote it differ by {difference:.1%} "
-            f"(allowed {FINGERPRINT_TOLERANCE:.1%}): it was made for another model. Encode the prompt with this one."
+            f"(allowed {FINGERPRINT_TOLERANCE:.1%}): it was made for another model, or another LoRA, LoRA scale or "
+            "cast of it. Encode the prompt with this one."
         )

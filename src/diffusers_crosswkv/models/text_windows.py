@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+WINDOWS_AT_ONCE = 64  # the text encoder's memory does not grow with a prompt's length beyond that
 CLAUSE_ENDS = frozenset(".,;:!?。，；：！？、")
 
 
@@ -48,7 +49,8 @@ def encode_windows(
     ids = pad_sequence(flat, batch_first=True, padding_value=tokenizer.pad_token_id or 0)
     mask = pad_sequence([torch.ones_like(window) for window in flat], batch_first=True)
     ids, mask = (x.to(device or text_encoder.device) for x in (ids, mask))
-    hidden = hidden_states(text_encoder, ids, mask, clip_skip)
+    batches = zip(ids.split(WINDOWS_AT_ONCE), mask.split(WINDOWS_AT_ONCE), strict=True)
+    hidden = torch.cat([hidden_states(text_encoder, *batch, clip_skip) for batch in batches])
     if len(flat) == len(windows):
         return hidden, mask
     lengths = [sum(map(len, of_text)) for of_text in windows]

@@ -1,6 +1,7 @@
 """Checks of what a pipeline was asked for, before any work starts; each raises ValueError for what does not fit."""
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -10,8 +11,8 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 def check_size(height: object, width: object, factor: int) -> None:
     for name, size in (("height", height), ("width", width)):
-        if not isinstance(size, int) or size < 1 or size % factor:
-            raise ValueError(f"`{name}` must be a positive multiple of {factor}, got {size}.")
+        if not isinstance(size, Integral) or size < 1 or size % factor:
+            raise ValueError(f"`{name}` must be a positive multiple of {factor}, got {size!r}.")
 
 
 def check_counts(num_inference_steps: object, num_images_per_prompt: object) -> None:
@@ -19,7 +20,7 @@ def check_counts(num_inference_steps: object, num_images_per_prompt: object) -> 
         ("num_inference_steps", num_inference_steps),
         ("num_images_per_prompt", num_images_per_prompt),
     ):
-        if not isinstance(count, int) or count < 1:
+        if not isinstance(count, Integral) or count < 1:
             raise ValueError(f"`{name}` must be a whole number of at least 1, got {count!r}.")
 
 
@@ -41,21 +42,25 @@ def check_output(output_type: str, callback_tensors: Sequence[str], known_tensor
 
 
 def check_cross_attention_kwargs(cross_attention_kwargs: dict[str, Any] | None) -> None:
-    unknown = set(cross_attention_kwargs or ()) - {"scale"}
+    unknown = set(cross_attention_kwargs or ()) - {"scale", "ip_adapter_masks"}
     if unknown:
         raise ValueError(
-            f"`cross_attention_kwargs` may hold the LoRA's `scale`, got {sorted(unknown)}; pass prompt states as "
-            "`prompt_state=` and `negative_prompt_state=`."
+            f"`cross_attention_kwargs` may hold the LoRA's `scale` and `ip_adapter_masks`, got {sorted(unknown)}; "
+            "pass prompt states as `prompt_state=` and `negative_prompt_state=`."
         )
 
 
-def check_strength(strength: float, num_inference_steps: int) -> None:
+def check_strength(strength: float) -> None:
     if not 0 < strength <= 1:
         raise ValueError(f"`strength` must be above 0 and at most 1, got {strength}.")
-    if int(num_inference_steps * strength) < 1:
+
+
+def check_steps(steps: torch.Tensor, strength: float, count: int) -> None:
+    """That `strength` leaves something of `count` steps to do."""
+    if len(steps) == 0:
         raise ValueError(
-            f"`strength` times `num_inference_steps` must give at least one step, got {strength} times "
-            f"{num_inference_steps}; raise one of the two."
+            f"`strength` times the number of steps must give at least one step, got {strength} times {count}; raise "
+            "one of the two."
         )
 
 
@@ -71,7 +76,7 @@ def check_ip_adapter(image: object, image_embeds: object) -> None:
 
 
 def check_noise(generator: object, latents: torch.Tensor | None, shape: tuple[int, ...]) -> None:
-    if isinstance(generator, list) and len(generator) != shape[0]:
+    if isinstance(generator, list | tuple) and len(generator) != shape[0]:
         raise ValueError(f"`generator` must be one or one per image, got {len(generator)} for {shape[0]} images.")
     if latents is not None and (latents.shape != shape or not latents.isfinite().all()):
         finite = "finite" if latents.isfinite().all() else "not finite"

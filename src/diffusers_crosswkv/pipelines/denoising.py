@@ -37,6 +37,12 @@ class StepEnd:
         returned = self.callback(pipe, step, timestep, {name: known[name] for name in self.tensors}) or {}
         for name in ("prompt_state", "prompt_embeds"):
             if returned.get(name, text) is not text:
+                if not isinstance(returned[name], type(text)):
+                    raise ValueError(
+                        f"A callback must return a {type(text).__name__} under `{name}`, got "
+                        f"{type(returned[name]).__name__}; `pipe.encode_prompt_state` makes states of prompts and "
+                        "embeddings."
+                    )
                 condition = condition.with_text(returned[name])
         return returned.get("latents", latents), condition
 
@@ -92,12 +98,13 @@ def predict(
         model_input = latents
     if extra_channels is not None:
         model_input = torch.cat((model_input, extra_channels), dim=1)
+    others = {name: x for name, x in (pipe.cross_attention_kwargs or {}).items() if name != "scale"}
     noise_pred = pipe.unet(
         torch.cat([model_input] * 2) if guided else model_input,
         timestep,
         timestep_cond=guidance_embedding(pipe, latents),
         return_dict=False,
-        **condition.unet_arguments(),
+        **condition.unet_arguments(others),
     )[0]
     if not guided:
         return noise_pred

@@ -1,5 +1,6 @@
 """Text to image with DIR-7: encode the prompt once into a state, denoise, decode."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, TypeAlias
@@ -43,7 +44,32 @@ from .prompts import Condition, PromptInput
 
 logger = logging.get_logger(__name__)
 
+COMPONENTS = (
+    "vae",
+    "text_encoder",
+    "tokenizer",
+    "unet",
+    "scheduler",
+    "safety_checker",
+    "feature_extractor",
+    "image_encoder",
+)
 StepCallback: TypeAlias = Callable[["DIR7Pipeline", int, Any, dict], dict]
+
+
+def with_components(init):
+    """Give `init` a signature in which no component has a default.
+
+    What has one, `DiffusionPipeline.from_pretrained` takes for an option, and passes over what its caller gave for it.
+    """
+    signature = inspect.signature(init)
+    places = [
+        p.replace(kind=p.KEYWORD_ONLY, default=p.empty if name in COMPONENTS else p.default)
+        for name, p in signature.parameters.items()
+        if name != "self"
+    ]
+    init.__signature__ = signature.replace(parameters=[signature.parameters["self"], *places])
+    return init
 
 
 class DIR7Pipeline(PromptEncodingMixin, StableDiffusionPipeline):
@@ -52,13 +78,16 @@ class DIR7Pipeline(PromptEncodingMixin, StableDiffusionPipeline):
     It does what `StableDiffusionPipeline` does (LoRA, textual inversion, IP-Adapter, offload, FreeU, ...), and more:
     prompts of any length, prompt states, and text encoders other than CLIP's.
 
+    Components may be left out: `vae` in pixel space, `text_encoder` and `tokenizer` where all prompts are states.
+    `from_pipe` makes another pipeline of the same components and settings; `**pipe.components` has no settings.
+
     Args:
+        vae: decodes latents; None if the U-Net works on pixels in [-1, 1].
         text_encoder: turns token ids into hidden states `[B, L, D_q]`: CLIP's, T5, mT5, UMT5, XLM-R, or any other
             model of transformers that returns `last_hidden_state`.
         tokenizer: the text encoder's.
         unet: the denoiser; its `cross_attention_dim` is the text encoder's width.
         scheduler: any scheduler of Diffusers.
-        vae: decodes latents; None if the U-Net works on pixels in [-1, 1].
         safety_checker: blackens what it takes for harmful; off if None.
         feature_extractor: prepares images for the safety checker and the image encoder.
         image_encoder: encodes the images of an IP-Adapter.
@@ -70,17 +99,18 @@ class DIR7Pipeline(PromptEncodingMixin, StableDiffusionPipeline):
     """
 
     model_cpu_offload_seq = "text_encoder->image_encoder->unet->vae"
-    _optional_components: ClassVar = ["vae", "safety_checker", "feature_extractor", "image_encoder"]
+    _optional_components: ClassVar = [name for name in COMPONENTS if name not in ("unet", "scheduler")]
     _exclude_from_cpu_offload: ClassVar = ["safety_checker"]
     _callback_tensor_inputs: ClassVar = list(CALLBACK_TENSORS)
 
+    @with_components
     def __init__(
         self,
-        text_encoder: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        unet: DIR7UNet2DConditionModel,
-        scheduler: KarrasDiffusionSchedulers,
         vae: AutoencoderKL | AsymmetricAutoencoderKL | AutoencoderTiny | None = None,
+        text_encoder: PreTrainedModel | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        unet: DIR7UNet2DConditionModel | None = None,
+        scheduler: KarrasDiffusionSchedulers | None = None,
         safety_checker: StableDiffusionSafetyChecker | None = None,
         feature_extractor: CLIPImageProcessor | None = None,
         image_encoder: CLIPVisionModelWithProjection | None = None,
@@ -115,7 +145,7 @@ class DIR7Pipeline(PromptEncodingMixin, StableDiffusionPipeline):
         grayscale = vae is None and unet is not None and unet.config.in_channels == 1
         self.image_processor = VaeImageProcessor(
             vae_scale_factor=self.vae_scale_factor,
-            vae_latent_channels=0 if vae is None else vae.config.latent_channels,  # what passes for latents
+            vae_latent_channels=self._channels if self._knows_latents else 0,  # what passes for latents
             do_convert_grayscale=grayscale,
             do_convert_rgb=not grayscale,
         )
@@ -140,8 +170,12 @@ class DIR7Pipeline(PromptEncodingMixin, StableDiffusionPipeline):
     @property
     def _channels(self) -> int:
         """Channels of what is denoised: latents, or pixels."""
-        vae = getattr(self, "vae", None)
-        return self.unet.config.out_channels if vae is None else vae.config.latent_channels
+        return self.unet.config.out_channels if self.vae is None else self.vae.config.latent_channels
+
+    @property
+    def _knows_latents(self) -> bool:
+        """Whether latents can be told from images: by their number of channels."""
+        return self.vae is not None and self.vae.config.latent_channels != self.vae.config.in_channels
 
     @torch.no_grad()
     def __call__(
@@ -221,8 +255,7 @@ class DIR7Pipeline(PromptEncodingMixin, StableDiffusionPipeline):
             negative_prompt_attention_mask,
             negative_prompt_state,
         )
-        height, width = self._size(height, width)
-        check_size(height, width, self.vae_scale_factor)
+        height, width = self._size(height, width, latents)
         step_end = self._step_end(callback_on_step_end, callback_on_step_end_tensor_inputs)
         self.check_inputs(positive, negative, num_inference_steps, num_images_per_prompt, output_type, step_end)
         check_ip_adapter(ip_adapter_image, ip_adapter_image_embeds)
@@ -264,6 +297,12 @@ class DIR7Pipeline(PromptEncodingMixin, StableDiffusionPipeline):
                 f"`unet` must read {' or '.join(map(str, self._input_channels))} channels here, got {channels}; "
                 "one that reads a mask as well is for DIR7InpaintPipeline."
             )
+        kind = self.unet.config.addition_embed_type
+        if kind not in (None, "text"):
+            raise ValueError(
+                f"`unet` needs more than text (its `addition_embed_type` is {kind!r}); use it in the stock pipeline "
+                "of that kind, such as StableDiffusionXLPipeline."
+            )
         for side in (positive, negative):
             side.check(self.unet)
         if not len(positive):
@@ -275,6 +314,9 @@ class DIR7Pipeline(PromptEncodingMixin, StableDiffusionPipeline):
             )
         check_counts(num_inference_steps, num_images_per_prompt)
         check_output(output_type, step_end.tensors, CALLBACK_TENSORS)
+        if self.vae is not None and self.scheduler.config.get("clip_sample"):
+            logger.warning("The scheduler's `clip_sample` is switched off: latents go far beyond 1.")
+            self.scheduler.register_to_config(clip_sample=False)
 
     def prepare_latents(
         self, shape: tuple[int, ...], generator: torch.Generator | list[torch.Generator] | None, latents=None
@@ -285,28 +327,32 @@ class DIR7Pipeline(PromptEncodingMixin, StableDiffusionPipeline):
         latents = latents.to(self._execution_device, self.unet.dtype)
         return latents * getattr(self.scheduler, "init_noise_sigma", 1)  # flow matching schedulers have none
 
-    def decode_latents(self, latents: torch.Tensor, generator=None) -> torch.Tensor:
+    def decode_latents(self, latents: torch.Tensor, generator=None, **known: torch.Tensor) -> torch.Tensor:
         """Images `[B, C, height, width]` in [-1, 1], but for rounding, of latents at the U-Net's scale.
 
-        A VAE in float16 that overflows, as many do, decodes once more in float32.
+        A VAE in float16 that overflows, as many do, decodes once more in float32. `known`, `image` and `mask` of an
+        inpainting, goes to a VAE that takes them.
         """
         if self.vae is None:
             return latents.float()
         latents = latents / self.vae.config.scaling_factor + (self.vae.config.get("shift_factor") or 0)
-        images = self.vae.decode(latents.to(self.vae.dtype), return_dict=False, generator=generator)[0]
+        options = {"return_dict": False, "generator": generator}
+        if isinstance(self.vae, AsymmetricAutoencoderKL):
+            options |= {name: x.to(latents.device, self.vae.dtype) for name, x in known.items()}
+        images = self.vae.decode(latents.to(self.vae.dtype), **options)[0]
         if self.vae.dtype == torch.float16 and latents.isfinite().all() and not images.isfinite().all():
             logger.warning(
                 "The VAE has overflowed in float16 and decodes in float32; `vae` in float32 or bfloat16 would not."
             )
             self.vae.to(torch.float32)
-            images = self.vae.decode(latents.float(), return_dict=False, generator=generator)[0]
+            images = self.vae.decode(latents.float(), **options)[0]
             self.vae.to(torch.float16)
         return images.float()
 
-    def _output(self, latents: torch.Tensor, output_type: str, return_dict: bool, generator):
+    def _output(self, latents: torch.Tensor, output_type: str, return_dict: bool, generator, **known: torch.Tensor):
         images, flagged = latents, None
         if output_type != "latent":
-            images = self.decode_latents(latents, generator)
+            images = self.decode_latents(latents, generator, **known)
             if not images.isfinite().all():
                 logger.warning("Some images are not finite and come out black; run the U-Net in bfloat16 or float32.")
             images, flagged = self.run_safety_checker(images, self._execution_device, self.unet.dtype)
@@ -317,14 +363,18 @@ class DIR7Pipeline(PromptEncodingMixin, StableDiffusionPipeline):
             return images, flagged
         return StableDiffusionPipelineOutput(images=images, nsfw_content_detected=flagged)
 
-    def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
-        size = self.unet.config.sample_size
-        default_height, default_width = (size, size) if isinstance(size, int) else size
-        factor = self.vae_scale_factor
-        return (
-            default_height * factor if height is None else height,
-            default_width * factor if width is None else width,
+    def _size(self, height: int | None, width: int | None, latents: torch.Tensor | None = None) -> tuple[int, int]:
+        """What was asked for, or else what `latents` have, or else what the U-Net was trained on; checked."""
+        size = self.unet.config.sample_size if latents is None else tuple(latents.shape[-2:])
+        if size is None and None in (height, width):
+            raise ValueError("`height` and `width` must be given: the U-Net's config has no `sample_size`.")
+        defaults = (size, size) if isinstance(size, int) or size is None else size
+        height, width = (
+            default * self.vae_scale_factor if given is None else given
+            for given, default in zip((height, width), defaults, strict=True)
         )
+        check_size(height, width, self.vae_scale_factor)
+        return int(height), int(width)
 
     def _latents_shape(self, num_images: int, height: int, width: int) -> tuple[int, int, int, int]:
         return (num_images, self._channels, height // self.vae_scale_factor, width // self.vae_scale_factor)

@@ -12,7 +12,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img impo
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..models import PromptState
-from .checks import check_ip_adapter, check_noise, check_strength
+from .checks import check_ip_adapter, check_noise, check_steps, check_strength
 from .denoising import denoise, step_arguments
 from .pipeline_dir7 import DIR7Pipeline, StepCallback
 from .prompts import PromptInput, expansion
@@ -75,22 +75,24 @@ class DIR7Img2ImgPipeline(DIR7Pipeline):
         )
         step_end = self._step_end(callback_on_step_end, callback_on_step_end_tensor_inputs)
         self.check_inputs(positive, negative, num_inference_steps, num_images_per_prompt, output_type, step_end)
-        check_strength(strength, num_inference_steps)
+        check_strength(strength)
         check_ip_adapter(ip_adapter_image, ip_adapter_image_embeds)
-        image = self._preprocess(image, len(positive), num_images_per_prompt)
-        check_noise(generator, None, (len(image),))
+        num_images = len(positive) * num_images_per_prompt
+        image, rows = self._preprocess(image, len(positive), num_images_per_prompt)
+        check_noise(generator, None, (num_images,))
         self._set_guidance(guidance_scale, guidance_rescale, clip_skip, cross_attention_kwargs)
 
         with self._lora_scaled(cross_attention_kwargs):
             # 2. Encode the prompts, once for all steps
             condition = self._condition(positive, negative, num_images_per_prompt)
-            condition = self._with_images(condition, ip_adapter_image, ip_adapter_image_embeds, len(image))
+            condition = self._with_images(condition, ip_adapter_image, ip_adapter_image_embeds, num_images)
 
             # 3. Timesteps and the noised image
             device = self._execution_device
             _, count = retrieve_timesteps(self.scheduler, num_inference_steps, device, timesteps, sigmas)
             steps, _ = self.get_timesteps(count, strength, device)
-            latents = self._encode_image(image, generator)
+            check_steps(steps, strength, count)
+            latents = self._encode_image(image, rows, generator)
             noise = randn_tensor(latents.shape, generator, device=device, dtype=latents.dtype)
             latents = add_noise(self.scheduler, latents, noise, steps[0])
 
@@ -100,8 +102,10 @@ class DIR7Img2ImgPipeline(DIR7Pipeline):
         # 5. Decode
         return self._output(latents, output_type, return_dict, generator)
 
-    def _preprocess(self, image: PipelineImageInput, num_prompts: int, num_images_per_prompt: int, **options):
-        """Images `[B, C, height, width]` in [-1, 1], or latents, one per image that is made."""
+    def _preprocess(
+        self, image: PipelineImageInput, num_prompts: int, num_images_per_prompt: int, **options
+    ) -> tuple[torch.Tensor, list[int]]:
+        """Images `[N, C, height, width]` in [-1, 1], or latents, and which of them each image that is made takes."""
         if image is None:
             raise ValueError("`image` must be given: a PIL image, an array, a tensor, or a list of one of them.")
         images = self.image_processor.preprocess(image, **options)
@@ -111,19 +115,25 @@ class DIR7Img2ImgPipeline(DIR7Pipeline):
                 f"`image` must be one, one per prompt or one per image that is made, got {len(images)} for "
                 f"{num_prompts} prompts and {num_images} images."
             )
-        return images[expansion(len(images), num_prompts, num_images_per_prompt)]
+        return images, expansion(len(images), num_prompts, num_images_per_prompt)
 
-    def _encode_image(self, image: torch.Tensor, generator) -> torch.Tensor:
-        """Latents at the U-Net's scale of images in [-1, 1]; in pixel space, and for latents, the same again."""
+    def _is_latents(self, image: torch.Tensor) -> bool:
+        return self.vae is None or (self._knows_latents and image.shape[1] == self._channels)
+
+    def _encode_image(self, image: torch.Tensor, rows: list[int], generator) -> torch.Tensor:
+        """Latents at the U-Net's scale of images in [-1, 1], a row per image that is made.
+
+        In pixel space, and for latents, the same again. Every image is encoded once, but where each has a generator.
+        """
         image = image.to(self._execution_device)
-        if self.vae is None or image.shape[1] == self._channels:
-            return image.to(self.unet.dtype)
+        if self._is_latents(image):
+            return image[rows].to(self.unet.dtype)
         image = image.to(self.vae.dtype)
-        if isinstance(generator, list):
-            parts = zip(image.split(1), generator, strict=True)
+        if isinstance(generator, list | tuple):
+            parts = zip(image[rows].split(1), generator, strict=True)
             latents = torch.cat([retrieve_latents(self.vae.encode(x), own) for x, own in parts])
         else:
-            latents = retrieve_latents(self.vae.encode(image), generator)
+            latents = retrieve_latents(self.vae.encode(image), generator)[rows]
         latents = (latents - (self.vae.config.get("shift_factor") or 0)) * self.vae.config.scaling_factor
         return latents.to(self.unet.dtype)
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import PIL.Image
 import torch
 import torch.nn.functional as F
 from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
@@ -11,7 +12,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retri
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..models import PromptState
-from .checks import check_ip_adapter, check_noise, check_size, check_strength
+from .checks import check_ip_adapter, check_noise, check_steps, check_strength
 from .denoising import denoise, step_arguments
 from .pipeline_dir7 import StepCallback
 from .pipeline_dir7_img2img import DIR7Img2ImgPipeline, add_noise
@@ -31,8 +32,10 @@ class DIR7InpaintPipeline(DIR7Img2ImgPipeline):
         prompt: str | Sequence[str] | None = None,
         image: PipelineImageInput | None = None,
         mask_image: PipelineImageInput | None = None,
+        masked_image_latents: torch.Tensor | None = None,
         height: int | None = None,
         width: int | None = None,
+        padding_mask_crop: int | None = None,
         strength: float = 1.0,
         num_inference_steps: int = 50,
         timesteps: list[int] | None = None,
@@ -64,6 +67,10 @@ class DIR7InpaintPipeline(DIR7Img2ImgPipeline):
         Args:
             image: as in [`DIR7Img2ImgPipeline.__call__`]; it is resized to `height` and `width`.
             mask_image: in the same forms, of one channel in [0, 1]; above 0.5 the image is made anew.
+            masked_image_latents: `[B, C, height, width]` in the VAE's size, for a U-Net that reads them, in the place
+                of those of `image` without what the mask covers.
+            padding_mask_crop: work on the part around the mask alone, with so many pixels of margin, at full `height`
+                and `width`, and put the result back into `image`. For one PIL image and mask, and `output_type="pil"`.
             strength: above 0, at most 1: with how much noise the part that is made anew starts; 1 forgets what was
                 there.
 
@@ -79,40 +86,56 @@ class DIR7InpaintPipeline(DIR7Img2ImgPipeline):
             negative_prompt_attention_mask,
             negative_prompt_state,
         )
-        height, width = self._size(height, width)
-        check_size(height, width, self.vae_scale_factor)
+        height, width = self._size(height, width, latents)
         step_end = self._step_end(callback_on_step_end, callback_on_step_end_tensor_inputs)
         self.check_inputs(positive, negative, num_inference_steps, num_images_per_prompt, output_type, step_end)
-        check_strength(strength, num_inference_steps)
+        check_strength(strength)
         check_ip_adapter(ip_adapter_image, ip_adapter_image_embeds)
-        image = self._preprocess(image, len(positive), num_images_per_prompt, height=height, width=width)
-        mask = self._preprocess_mask(mask_image, len(positive), num_images_per_prompt, height, width)
-        shape = self._latents_shape(len(image), height, width)
+        original = image
+        size: dict[str, Any] = {"height": height, "width": width}
+        crop = self._crop_region(image, mask_image, padding_mask_crop, output_type, width, height)
+        if crop is not None:
+            size |= {"crops_coords": crop, "resize_mode": "fill"}
+        image, rows = self._preprocess(image, len(positive), num_images_per_prompt, **size)
+        mask = self._preprocess_mask(mask_image, len(positive), num_images_per_prompt, **size)
+        if self._reads_mask and masked_image_latents is None and self.vae is not None and self._is_latents(image):
+            raise ValueError(
+                "`image` must be an image for a U-Net that reads the masked image, got latents; pass its "
+                "`masked_image_latents` as well."
+            )
+        shape = self._latents_shape(len(positive) * num_images_per_prompt, height, width)
         check_noise(generator, latents, shape)
         self._set_guidance(guidance_scale, guidance_rescale, clip_skip, cross_attention_kwargs)
 
         with self._lora_scaled(cross_attention_kwargs):
             # 2. Encode the prompts, once for all steps
             condition = self._condition(positive, negative, num_images_per_prompt)
-            condition = self._with_images(condition, ip_adapter_image, ip_adapter_image_embeds, len(image))
+            condition = self._with_images(condition, ip_adapter_image, ip_adapter_image_embeds, shape[0])
 
             # 3. Timesteps, the image's latents and starting noise
             device = self._execution_device
             _, count = retrieve_timesteps(self.scheduler, num_inference_steps, device, timesteps, sigmas)
             steps, _ = self.get_timesteps(count, strength, device)
-            known = self._encode_image(image, generator)
-            noise = randn_tensor(shape, generator, device=device, dtype=known.dtype) if latents is None else latents
-            noise = noise.to(known)
+            check_steps(steps, strength, count)
+            dtype = self.unet.dtype
+            needed = strength < 1 or not self._reads_mask
+            known = self._encode_image(image, rows, generator) if needed else torch.zeros(shape)
+            noise = randn_tensor(shape, generator, device=device, dtype=dtype) if latents is None else latents
+            noise = noise.to(device, dtype)
             if strength == 1:
                 latents = self.prepare_latents(shape, None, noise)
             else:
                 latents = add_noise(self.scheduler, known, noise, steps[0])
-            small_mask = F.interpolate(mask, shape[2:]).to(known)
+            small_mask = F.interpolate(mask, shape[2:]).to(device, dtype)
 
             # 4. Denoise
             extra_channels = None
             if self._reads_mask:
-                masked = self._encode_image(image * (mask < 0.5), generator)
+                if masked_image_latents is None:
+                    masked = self._encode_image(image[rows] * (mask < 0.5), list(range(shape[0])), generator)
+                else:
+                    given = masked_image_latents
+                    masked = given[expansion(len(given), len(positive), num_images_per_prompt)].to(device, dtype)
                 extra_channels = torch.cat((small_mask, masked), dim=1)
 
             def restore(latents: torch.Tensor, step: int) -> torch.Tensor:
@@ -133,7 +156,22 @@ class DIR7InpaintPipeline(DIR7Img2ImgPipeline):
             )
 
         # 5. Decode
-        return self._output(latents, output_type, return_dict, generator)
+        output = self._output(latents, output_type, return_dict, generator, image=image[rows], mask=mask)
+        if crop is not None:
+            made = output[0]
+            made[:] = [self.image_processor.apply_overlay(mask_image, original, x, crop) for x in made]
+        return output
+
+    def _crop_region(self, image, mask_image, padding: int | None, output_type: str, width: int, height: int):
+        """`(x1, y1, x2, y2)` around the mask, of the shape of the result; None if the whole image is worked on."""
+        if padding is None:
+            return None
+        if not all(isinstance(x, PIL.Image.Image) for x in (image, mask_image)) or output_type != "pil":
+            raise ValueError(
+                "`padding_mask_crop` needs one PIL image, one PIL mask and `output_type='pil'`, got "
+                f"{type(image).__name__}, {type(mask_image).__name__} and {output_type!r}."
+            )
+        return self.image_processor.get_crop_region(mask_image.convert("L"), width, height, pad=padding)
 
     @property
     def _input_channels(self) -> tuple[int, ...]:
@@ -144,7 +182,7 @@ class DIR7InpaintPipeline(DIR7Img2ImgPipeline):
         return self.unet.config.in_channels != self._channels
 
     def _preprocess_mask(
-        self, mask: PipelineImageInput, num_prompts: int, num_images_per_prompt: int, height: int, width: int
+        self, mask: PipelineImageInput, num_prompts: int, num_images_per_prompt: int, **size: Any
     ) -> torch.Tensor:
         """`[B, 1, height, width]` of 0 and 1, one per image that is made."""
         if mask is None:
@@ -152,7 +190,7 @@ class DIR7InpaintPipeline(DIR7Img2ImgPipeline):
         processor = VaeImageProcessor(
             vae_scale_factor=self.vae_scale_factor, do_normalize=False, do_binarize=True, do_convert_grayscale=True
         )
-        masks = processor.preprocess(mask, height=height, width=width)
+        masks = processor.preprocess(mask, **size)
         num_images = num_prompts * num_images_per_prompt
         if len(masks) not in (1, num_prompts, num_images):
             raise ValueError(f"`mask_image` must be one or one per image, got {len(masks)} for {num_images} images.")

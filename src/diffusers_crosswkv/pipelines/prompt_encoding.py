@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from diffusers.utils import logging
-from diffusers.utils.peft_utils import scale_lora_layers, unscale_lora_layers
+from diffusers.utils.peft_utils import scale_lora_layers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..models import DIR7UNet2DConditionModel, PromptState
 from ..models.text_windows import encode_windows, split_texts
+from .checks import check_cross_attention_kwargs
 from .prompts import Condition, PromptInput, expansion
 
 logger = logging.get_logger(__name__)
@@ -36,6 +37,8 @@ class PromptEncodingMixin:
 
         A prompt that the text encoder reads at once has one window. No window is left out, whatever their number.
         """
+        if not isinstance(prompt, str):
+            raise ValueError(f"`prompt` must be one string, got {type(prompt).__name__}; call once per prompt.")
         return self._windows([prompt])[0]
 
     def _windows(self, prompts: Sequence[str]) -> list[list[list[int]]]:
@@ -88,6 +91,8 @@ class PromptEncodingMixin:
                 "negative_prompt", negative_prompt, negative_prompt_embeds, negative_prompt_attention_mask
             )
             sides.append(negative if len(negative) else replace(negative, texts=""))
+        for side in sides:
+            side.check(self.unet)
         results: list[torch.Tensor | None] = []
         with self._lora_scaled({} if lora_scale is None else {"scale": lora_scale}):
             for side in sides:
@@ -117,6 +122,7 @@ class PromptEncodingMixin:
         prompt_embeds: torch.Tensor | None = None,
         prompt_attention_mask: torch.Tensor | None = None,
         clip_skip: int | None = None,
+        cross_attention_kwargs: dict[str, Any] | None = None,
     ) -> PromptState:
         """The state of `prompt`, or of `prompt_state` continued by it; of constant size whatever the prompt's length.
 
@@ -125,12 +131,14 @@ class PromptEncodingMixin:
             prompt_state: one, or one per prompt.
             prompt_embeds, prompt_attention_mask: `[B, L, D_q]` and `[B, L]` in the place of `prompt`.
             clip_skip: as in `__call__`.
+            cross_attention_kwargs: `{"scale": s}` of the calls that will read the state: a state is of one LoRA scale.
 
         Raises:
             ValueError: there is neither a prompt nor a state, the state is of another model, or the fusion is `paper`.
         """
         side = PromptInput("prompt", prompt, prompt_embeds, prompt_attention_mask, prompt_state)
         side.check(self.unet)
+        check_cross_attention_kwargs(cross_attention_kwargs)
         if self.unet.config.crosswkv_fusion == "paper":
             raise ValueError(
                 "A prompt state needs `crosswkv_fusion` 'state' or 'prefix', got 'paper': there the image writes the "
@@ -138,7 +146,8 @@ class PromptEncodingMixin:
             )
         if not len(side):
             raise ValueError("`prompt` or `prompt_state` must be given, got neither.")
-        state = self._condition_of(side, *self._embeds_of(side, clip_skip)).state
+        with self._lora_scaled(cross_attention_kwargs):
+            state = self._condition_of(side, *self._embeds_of(side, clip_skip)).state
         assert state is not None
         return state
 
@@ -150,7 +159,9 @@ class PromptEncodingMixin:
             return Condition(state)
         if state is not None and len(state) != len(embeds):
             state = state[[0] * len(embeds)]
-        return Condition(self.unet.encode_prompt(embeds, mask, state))
+        state = self.unet.encode_prompt(embeds, mask, state)
+        adds_text = self.unet.config.addition_embed_type == "text"
+        return Condition(state, embeds, mask) if adds_text else Condition(state)
 
     def _condition(self, positive: PromptInput, negative: PromptInput, num_images_per_prompt: int) -> Condition:
         """For the whole batch: negative prompts, if guided, before the others."""
@@ -169,10 +180,12 @@ class PromptEncodingMixin:
         """The LoRA's scale for the time of a call: states are read under the weights that wrote them."""
         scale = (cross_attention_kwargs or {}).get("scale", 1.0)
         models = [m for m in (self.text_encoder, self.unet) if m is not None] if scale != 1 else []
+        adapted = [layer for model in models for layer in model.modules() if hasattr(layer, "scale_layer")]
+        before = [dict(layer.scaling) for layer in adapted]
         for model in models:
             scale_lora_layers(model, scale)
         try:
             yield
-        finally:
-            for model in models:
-                unscale_lora_layers(model, scale)
+        finally:  # not `unscale_lora_layers`, which cannot take back a scale of 0
+            for layer, scaling in zip(adapted, before, strict=True):
+                layer.scaling.update(scaling)

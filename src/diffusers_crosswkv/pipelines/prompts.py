@@ -79,6 +79,8 @@ class PromptInput:
 class Condition:
     """What the U-Net reads, a row per sample: a prompt state or, in `paper` fusion, text tokens and their mask.
 
+    Both, where the U-Net adds the text to the timestep as well (`addition_embed_type`).
+
     `image_embeds` are those of the IP-Adapters, one tensor each.
     """
 
@@ -102,22 +104,22 @@ class Condition:
 
     def before(self, other: "Condition") -> "Condition":
         """The prompts of both, these first; without image embeddings."""
-        if self.state is not None and other.state is not None:
-            return Condition(self.state.cat([self.state, other.state]))
-        assert self.embeds is not None and self.mask is not None
-        assert other.embeds is not None and other.mask is not None
+        state = None if self.state is None or other.state is None else self.state.cat([self.state, other.state])
+        if self.embeds is None or self.mask is None or other.embeds is None or other.mask is None:
+            return Condition(state)
         length = max(self.embeds.shape[1], other.embeds.shape[1])
         embeds, mask = (
             torch.cat([pad_tokens(x, length) for x in pair])
             for pair in ((self.embeds, other.embeds), (self.mask, other.mask))
         )
-        return Condition(None, embeds, mask)
+        return Condition(state, embeds, mask)
 
-    def unet_arguments(self) -> dict[str, Any]:
+    def unet_arguments(self, cross_attention_kwargs: dict[str, Any]) -> dict[str, Any]:
         """Keywords of `DIR7UNet2DConditionModel.forward`."""
         arguments: dict[str, Any] = {"encoder_hidden_states": self.embeds, "encoder_attention_mask": self.mask}
         if self.state is not None:
-            arguments["cross_attention_kwargs"] = {"prompt_state": self.state}
+            cross_attention_kwargs = cross_attention_kwargs | {"prompt_state": self.state}
+        arguments["cross_attention_kwargs"] = cross_attention_kwargs or None
         if self.image_embeds:
             arguments["added_cond_kwargs"] = {"image_embeds": list(self.image_embeds)}
         return arguments
@@ -131,6 +133,8 @@ def pad_tokens(x: torch.Tensor, length: int) -> torch.Tensor:
 def expansion(given: int, num_prompts: int, num_images_per_prompt: int) -> list[int]:
     """Which of `given` rows (one, one per prompt, or one per image) each image takes."""
     num_images = num_prompts * num_images_per_prompt
+    if given not in (1, num_prompts, num_images):
+        raise ValueError(f"There must be one or one per prompt, got {given} for {num_prompts} prompts.")
     if given == num_images:
         return list(range(num_images))
     return [0 if given == 1 else i // num_images_per_prompt for i in range(num_images)]

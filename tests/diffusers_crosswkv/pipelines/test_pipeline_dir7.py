@@ -212,7 +212,7 @@ def test_prepend_endoftext_is_a_config_value(make_pipeline, tmp_path):
         ({"prompt": "a", "output_type": "jpg"}, "`output_type` must be pil, np, pt or latent, got 'jpg'"),
         ({"prompt": "a", "prompt_state": "b"}, "`prompt_state` must be a PromptState, got str"),
         ({"prompt": "a", "generator": generators(1, 2)}, "one or one per image, got 2 for 1 images"),
-        ({"prompt": "a", "latents": torch.zeros(1, 1, 4, 4)}, r"`latents` must be finite and \[1, 1, 8, 8\]"),
+        ({"prompt": "a", "latents": torch.zeros(2, 1, 8, 8)}, r"`latents` must be finite and \[1, 1, 8, 8\]"),
         ({"prompt": "a", "latents": torch.full((1, 1, 8, 8), torch.nan)}, "not finite"),
         (
             {"prompt": "a", "callback_on_step_end_tensor_inputs": ["prompt"]},

@@ -12,6 +12,7 @@ from diffusers import (
     AutoPipelineForInpainting,
     AutoPipelineForText2Image,
     DDIMScheduler,
+    DiffusionPipeline,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -44,7 +45,7 @@ def images(pipeline, *args, **kwargs):
     return pipeline(*args, **kwargs).images
 
 
-def tiny_vae():
+def tiny_vae(latent_channels=4):
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -52,7 +53,7 @@ def tiny_vae():
         up_block_types=("UpDecoderBlock2D",) * 2,
         block_out_channels=(8, 8),
         norm_num_groups=4,
-        latent_channels=4,
+        latent_channels=latent_channels,
     ).eval()
 
 
@@ -228,7 +229,7 @@ def test_a_callback_may_change_the_prompt(make_pipeline):
     ("arguments", "message"),
     [
         ({"guidance_rescale": 1.5}, "`guidance_rescale` must be from 0 to 1, got 1.5"),
-        ({"cross_attention_kwargs": {"gligen": 1}}, r"may hold the LoRA's `scale`, got \['gligen'\]"),
+        ({"cross_attention_kwargs": {"gligen": 1}}, r"may hold the LoRA's `scale` and .*, got \['gligen'\]"),
         ({"ip_adapter_image": 1, "ip_adapter_image_embeds": []}, "exclude each other"),
         ({"ip_adapter_image_embeds": torch.zeros(1)}, "must be a list, one tensor per IP-Adapter, got Tensor"),
     ],
@@ -251,7 +252,72 @@ def test_components_that_do_not_fit(make_pipeline):
         DIR7Pipeline(**(make_pipeline(in_channels=9, out_channels=4).components | {"vae": tiny_vae()}))("a 7")
 
 
+def test_a_callback_may_cut_the_negative_prompts_itself(make_pipeline):
+    """As Diffusers' guide on callbacks does it, with a batch."""
+    pipeline = make_pipeline()
+    batches = []
+    pipeline.unet.register_forward_pre_hook(lambda module, args: batches.append(len(args[0])))
+
+    def cut(pipe, step, timestep, tensors):
+        if step == 0:
+            tensors["prompt_embeds"] = tensors["prompt_embeds"].chunk(2)[-1]
+            pipe._guidance_scale = 0.0
+        return tensors
+
+    images(pipeline, PROMPTS, callback_on_step_end=cut, callback_on_step_end_tensor_inputs=["prompt_embeds"])
+    assert batches == [4, 2, 2]
+    with pytest.raises(ValueError, match="must return a PromptState under `prompt_embeds`, got Tensor"):
+        images(pipeline, PROMPTS, callback_on_step_end=lambda *args: {"prompt_embeds": torch.zeros(4, 3, 24)})
+
+
+def test_sizes_from_arguments_latents_or_config(make_pipeline):
+    pipeline = make_pipeline(sample_size=None)
+    assert images(pipeline, PROMPTS, height=np.int64(8), width=16).shape == (2, 1, 8, 16)
+    assert images(pipeline, PROMPTS, latents=torch.randn(2, 1, 12, 8)).shape == (2, 1, 12, 8)
+    with pytest.raises(ValueError, match="`height` and `width` must be given: the U-Net's config has no"):
+        pipeline("a 7", height=8)
+
+
+def test_clipping_is_switched_off_for_latents(make_latent_pipeline):
+    pipeline = make_latent_pipeline()
+    pipeline.scheduler = DDIMScheduler()
+    assert images(pipeline, PROMPTS, output_type="latent").abs().max() > 1
+    assert pipeline.scheduler.config.clip_sample is False
+
+
+@pytest.mark.parametrize("kind", ["text", "text_time"])
+def test_text_that_is_added_to_the_timestep(make_pipeline, kind):
+    """`text` is the pipeline's own; what needs more is refused before work starts."""
+    extra = {"addition_embed_type_num_heads": 2} if kind == "text" else {}
+    extra |= {"addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 72} if kind != "text" else {}
+    pipeline = make_pipeline(addition_embed_type=kind, **extra)
+    if kind == "text":
+        assert not torch.equal(images(pipeline, PROMPTS), images(pipeline, PROMPTS[::-1]))
+    else:
+        with pytest.raises(ValueError, match=r"needs more than text .*'text_time'.* StableDiffusionXLPipeline"):
+            pipeline("a 7")
+
+
 # Other pipelines over the same components
+
+
+def test_components_given_to_from_pretrained(make_latent_pipeline, tmp_path):
+    make_latent_pipeline().save_pretrained(tmp_path)
+    vae = tiny_vae()
+    for door in (DiffusionPipeline, DIR7Pipeline, AutoPipelineForText2Image):
+        assert door.from_pretrained(tmp_path, vae=vae).vae is vae
+        light = door.from_pretrained(tmp_path, text_encoder=None, tokenizer=None)
+        assert light.text_encoder is None
+    light.save_pretrained(tmp_path / "light")
+    assert DiffusionPipeline.from_pretrained(tmp_path / "light").text_encoder is None
+
+
+def test_into_stock_pipelines(make_latent_pipeline):
+    pipeline = make_latent_pipeline()
+    pipeline.scheduler = EulerDiscreteScheduler(steps_offset=1)
+    stock = StableDiffusionPipeline.from_pipe(pipeline, unet=pipeline.unet)
+    stock.set_progress_bar_config(disable=True)
+    assert stock("a 7", num_inference_steps=1, output_type="np").images.shape == (1, 16, 16, 3)
 
 
 def test_auto_pipelines_find_theirs(make_latent_pipeline, tmp_path):
@@ -340,12 +406,51 @@ def test_inpainting(make_latent_pipeline, photo, left_half, channels, strength):
     assert set(widths) == {channels}
     assert out.shape == (2, 4, 8, 8)
     if channels == 4:  # what the mask keeps is the image, exactly
-        known = pipeline._encode_image(pipeline._preprocess(photo, 2, 1), generators(1, 2))
+        known = pipeline._encode_image(*pipeline._preprocess(photo, 2, 1), generators(1, 2))
         torch.testing.assert_close(out[..., 4:], known[..., 4:])
         assert (out[..., :4] != known[..., :4]).all()
     everything = PIL.Image.new("L", (16, 16), 255)
     other = images(pipeline, PROMPTS, image=photo, output_type="latent", **(settings | {"mask_image": everything}))
     assert not torch.equal(other, out)
+
+
+def test_inpainting_around_the_mask(make_latent_pipeline, photo):
+    """`padding_mask_crop`: what is farther from the mask than that stays as it is, to the pixel."""
+    pipeline = make_latent_pipeline(DIR7InpaintPipeline)
+    mask = np.zeros((16, 16), dtype=np.uint8)
+    mask[2:6, 2:6] = 255
+    out = pipeline(
+        "a 7", image=photo, mask_image=PIL.Image.fromarray(mask), padding_mask_crop=2, num_inference_steps=2
+    ).images[0]
+    assert out.size == photo.size
+    changed = (np.array(out.convert("RGB")) != np.array(photo)).any(axis=-1)
+    assert changed[2:6, 2:6].any()
+    assert not changed[9:].any()
+
+
+def test_masked_image_latents(make_latent_pipeline, photo, left_half):
+    pipeline = make_latent_pipeline(DIR7InpaintPipeline, in_channels=9)
+    latents = torch.randn(1, 4, 8, 8)
+    settings = {"mask_image": left_half, "image": latents}
+    assert images(pipeline, PROMPTS, masked_image_latents=latents, **settings).isfinite().all()
+    with pytest.raises(ValueError, match="pass its `masked_image_latents` as well"):
+        images(pipeline, PROMPTS, **settings)
+
+
+def test_a_vae_with_as_many_latent_channels_as_colours(make_pipeline, photo):
+    pipeline = make_pipeline(in_channels=3, out_channels=3)
+    vae = tiny_vae(latent_channels=3)
+    pipeline = DIR7Img2ImgPipeline(**(pipeline.components | {"vae": vae}))
+    pipeline.set_progress_bar_config(disable=True)
+    assert images(pipeline, PROMPTS, image=photo, strength=0.5).shape == (2, 3, 16, 16)
+
+
+def test_images_are_encoded_once(make_latent_pipeline, photo, monkeypatch):
+    pipeline = make_latent_pipeline(DIR7Img2ImgPipeline)
+    encode, sizes = pipeline.vae.encode, []
+    monkeypatch.setattr(pipeline.vae, "encode", lambda x: sizes.append(len(x)) or encode(x))
+    images(pipeline, PROMPTS, image=photo, num_images_per_prompt=3, generator=None)
+    assert sizes == [1]
 
 
 def test_inpainting_in_pixel_space_keeps_pixels(make_pipeline):
@@ -365,6 +470,7 @@ def test_inpainting_in_pixel_space_keeps_pixels(make_pipeline):
         ({"mask_image": None}, "`mask_image` must be given"),
         ({"strength": 0.0}, "`strength` must be above 0 and at most 1, got 0.0"),
         ({"strength": 0.1}, "must give at least one step, got 0.1 times 3"),
+        ({"padding_mask_crop": 2}, "needs one PIL image, one PIL mask and `output_type='pil'`, got Image"),
         ({"image": [PIL.Image.new("RGB", (16, 16))] * 3}, "got 3 for 2 prompts and 2 images"),
         ({"mask_image": [PIL.Image.new("L", (16, 16))] * 3}, "one or one per image, got 3 for 2 images"),
         ({"generator": generators(1)}, "one or one per image, got 1 for 2 images"),
@@ -384,8 +490,8 @@ def test_lora(make_pipeline, tmp_path, targets):
     """In U-Net and text encoder: saved, loaded, scaled, switched off, fused."""
 
     def velocity(pipeline, **settings):  # what the U-Net predicts, not clipped
-        settings |= {"num_inference_steps": 1, "guidance_scale": 1.0, "output_type": "latent"}
-        return images(pipeline, PROMPTS, **settings)
+        fixed = {"num_inference_steps": 1, "guidance_scale": 1.0, "output_type": "latent", "prompt": PROMPTS}
+        return images(pipeline, **(fixed | settings))
 
     pipeline = make_pipeline(scheduler=FlowMatchEulerDiscreteScheduler())
     before = velocity(pipeline)
@@ -405,7 +511,16 @@ def test_lora(make_pipeline, tmp_path, targets):
     torch.testing.assert_close(velocity(fresh), with_lora, rtol=0, atol=1e-4)
     half = velocity(fresh, cross_attention_kwargs={"scale": 0.5})
     torch.testing.assert_close(velocity(fresh), with_lora, rtol=0, atol=1e-4)  # a call's scale is the call's
+    state, negative = (
+        fresh.encode_prompt_state(text, cross_attention_kwargs={"scale": 0.5}) for text in (PROMPTS, "")
+    )
+    states = {"prompt_state": state, "negative_prompt_state": negative}
+    read = velocity(fresh, prompt=None, cross_attention_kwargs={"scale": 0.5}, **states)
+    torch.testing.assert_close(read, half, rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match="another LoRA, LoRA scale or"):
+        velocity(fresh, prompt=None, **states)
     fresh.set_adapters("style", 0.5)
+    velocity(fresh, cross_attention_kwargs={"scale": 0.0})
     torch.testing.assert_close(velocity(fresh), half, rtol=0, atol=1e-4)
     fresh.set_adapters("style", 1.0)
     fresh.disable_lora()

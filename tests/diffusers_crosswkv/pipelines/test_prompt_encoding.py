@@ -81,7 +81,7 @@ ENCODERS = {
 def pipeline_with(make_unet):
     def make(text_encoder, tokenizer, **options):
         scheduler = DPMSolverMultistepScheduler(thresholding=True, sample_max_value=1.0)
-        pipeline = DIR7Pipeline(text_encoder.eval(), tokenizer, make_unet(), scheduler, **options)
+        pipeline = DIR7Pipeline(None, text_encoder.eval(), tokenizer, make_unet(), scheduler, **options)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
