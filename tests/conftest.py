@@ -1,5 +1,6 @@
 """What tests of several rooms share."""
 
+import copy
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -87,7 +88,8 @@ def make_pipeline(make_unet, tokenizer):
         torch.manual_seed(seed)
         text_encoder = make_text_encoder(tokenizer, 24, num_layers=1).eval()
         scheduler = scheduler or DPMSolverMultistepScheduler(thresholding=True, sample_max_value=1.0)
-        pipeline = DIR7Pipeline(None, text_encoder, tokenizer, make_unet(seed, **config), scheduler)
+        own = copy.deepcopy(tokenizer)  # textual inversion changes it
+        pipeline = DIR7Pipeline(None, text_encoder, own, make_unet(seed, **config), scheduler)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 

@@ -8,6 +8,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 WINDOWS_AT_ONCE = 64  # the text encoder's memory does not grow with a prompt's length beyond that
+END_OF_WORD = "</w>"  # left in CLIP's tokens by a tokenizer from which Diffusers has unloaded a textual inversion
 CLAUSE_ENDS = frozenset(".,;:!?。，；：！？、")
 
 
@@ -131,6 +132,7 @@ def cut_place(tokenizer: PreTrainedTokenizerBase, ids: list[int], size: int) -> 
     if len(ids) <= size:
         return len(ids)
     for place in range(size, size // 4, -1):
-        if tokenizer.decode(ids[place - 1]).strip() in CLAUSE_ENDS:
+        token = tokenizer.decode(ids[place - 1]).strip()
+        if token.removesuffix(END_OF_WORD) in CLAUSE_ENDS:
             return place
     return size
