@@ -165,6 +165,14 @@ def summaries(results: Results, kinds: Sequence[str] = KINDS) -> str:
     return "\n\n".join(parts)
 
 
+def row_files(folder: Path) -> list[Path]:
+    """The files of rows in a benchmark's folder, one per device, at least one."""
+    paths = sorted(folder.glob("*.jsonl"))
+    if not paths:
+        raise FileNotFoundError(f"There are no rows in {folder}; run the benchmark first.")
+    return paths
+
+
 def load(path: Path) -> dict[str, Results]:
     """Rows by machine and dtype, under a name that files can have."""
     groups: dict[tuple, list[Row]] = {}
@@ -190,9 +198,7 @@ def write_report(folder: Path) -> str:
     Raises:
         FileNotFoundError: there are no rows.
     """
-    paths = sorted(folder.glob("*.jsonl"))
-    if not paths:
-        raise FileNotFoundError(f"There are no rows in {folder}; run the benchmark first.")
+    paths = row_files(folder)
     sections = []
     for path in paths:
         for name, results in load(path).items():

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 from . import plots
-from .kernel_report import Results, curve, load, machine
+from .kernel_report import Results, curve, load, machine, row_files
 from .kernel_rows import Row
 from .prompt_length import ENCODE, PRESETS, READ, SCAN, SOFTMAX
 from .tables import markdown
@@ -28,10 +28,7 @@ def write_report(folder: Path) -> str:
     Raises:
         FileNotFoundError: there are no rows.
     """
-    paths = sorted(folder.glob("*.jsonl"))
-    if not paths:
-        raise FileNotFoundError(f"There are no rows in {folder}; run the benchmark first.")
-    sections = [section(folder, name, results) for path in paths for name, results in load(path).items()]
+    sections = [section(folder, name, results) for path in row_files(folder) for name, results in load(path).items()]
     page = "\n\n".join([INTRODUCTION, *sections]) + "\n"
     (folder / "README.md").write_text(page, encoding="utf-8")
     return page

@@ -34,13 +34,12 @@ def weights_version(blocks: Blocks) -> tuple[object, ...]:
     """Changes whenever what writes a prompt state is written to, moved or adapted; cheap."""
     version: list[object] = []
     for block, attentions in blocks:
+        in_group = offloading_group(block) is not None
         for attn in attentions:
-            hooked = offloading_group(block) is not None or hasattr(attn.to_k, "_diffusers_hook")
+            hooked = in_group or hasattr(attn.to_k, "_diffusers_hook")  # hooks move weights all the time
             for module in text_modules(attn):
                 for parameter in module.parameters():
-                    version.append(
-                        id(parameter) if hooked else parameter.data_ptr()
-                    )  # hooks move weights all the time
+                    version.append(id(parameter) if hooked else parameter.data_ptr())
                     version.append(0 if parameter.is_inference() else parameter._version)
                 version += [adapters_of(layer) for layer in module.modules() if is_adapted(layer)]
     return tuple(version)

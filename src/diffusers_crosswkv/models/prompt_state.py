@@ -206,10 +206,13 @@ class PromptState:
             )
         if torch.compiler.is_compiling():
             return
-        version = model.weights_version()
-        if self._accepted_by().get(model) != version:
+        if self._accepted_by().get(model) != model.weights_version():
             _check_fingerprint(model.fingerprint(), self.fingerprint, "the prompt state")
-            self._accepted_by()[model] = version
+            self.accept(model)
+
+    def accept(self, model: "Fingerprinted") -> None:
+        """Take the present weights of `model`, which has written this state or been compared, for those that fit."""
+        self._accepted_by()[model] = model.weights_version()
 
     def _accepted_by(self) -> "weakref.WeakKeyDictionary[Fingerprinted, tuple[object, ...]]":
         """The models that have accepted these weights; one table for a state and its copies on other devices."""

@@ -8,7 +8,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 WINDOWS_AT_ONCE = 64  # the text encoder's memory does not grow with a prompt's length beyond that
-END_OF_WORD = "</w>"  # left in CLIP's tokens by a tokenizer from which Diffusers has unloaded a textual inversion
+END_OF_WORD = "</w>"  # stays in what copies of a CLIP tokenizer decode, also after unloading a textual inversion
 CLAUSE_ENDS = frozenset(".,;:!?。，；：！？、")
 
 

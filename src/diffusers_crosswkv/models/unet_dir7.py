@@ -175,7 +175,10 @@ class DIR7UNet2DConditionModel(UNet2DConditionModel):
             transitions = [new @ old.to(new) for new, old in zip(transitions, prompt_state.transitions, strict=True)]
         states = scan_layers(self._crosswkv_blocks, writes, prompt_state)
         states = tuple(state.clone() for state in states)  # of their own, not parts of the joined scan
-        return PromptState(states, tuple(transitions), last_token.clone(), self.config.crosswkv_fusion, shown)
+        state = PromptState(states, tuple(transitions), last_token.clone(), self.config.crosswkv_fusion, shown)
+        if not torch.compiler.is_compiling():
+            state.accept(self)  # its first reader need not probe the weights again
+        return state
 
     @apply_lora_scale("cross_attention_kwargs")
     def forward(

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -90,7 +89,7 @@ class PromptEncodingMixin:
             negative = PromptInput(
                 "negative_prompt", negative_prompt, negative_prompt_embeds, negative_prompt_attention_mask
             )
-            sides.append(negative if len(negative) else replace(negative, texts=""))
+            sides.append(negative.or_empty())
         for side in sides:
             side.check(self.unet)
         results: list[torch.Tensor | None] = []
@@ -167,7 +166,7 @@ class PromptEncodingMixin:
         """For the whole batch: negative prompts, if guided, before the others."""
         sides = [positive]
         if self.do_classifier_free_guidance:
-            sides.insert(0, negative if len(negative) else replace(negative, texts=""))
+            sides.insert(0, negative.or_empty())
         embeds = [self._embeds_of(side, self.clip_skip) for side in sides]  # all texts before the U-Net's turn
         conditions = []
         for side, of_side in zip(sides, embeds, strict=True):

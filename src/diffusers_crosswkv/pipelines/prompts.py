@@ -34,6 +34,10 @@ class PromptInput:
         given = self.state if self.embeds is None else self.embeds
         return 0 if given is None else len(given)
 
+    def or_empty(self) -> "PromptInput":
+        """The empty text, if nothing was given: what guidance leads away from by default."""
+        return self if len(self) else replace(self, texts="")
+
     def check(self, unet: DIR7UNet2DConditionModel) -> None:
         """Raise ValueError for what does not fit, by itself."""
         texts = [self.texts] if isinstance(self.texts, str) else self.texts

@@ -4,13 +4,13 @@ import sys
 import pytest
 import torch
 from diffusers import (
-    AutoencoderKL,
     AutoPipelineForText2Image,
     DDIMScheduler,
     DDPMScheduler,
     DiffusionPipeline,
     EulerDiscreteScheduler,
 )
+from vaes import tiny_vae
 
 from diffusers_crosswkv import DIR7Pipeline, PromptState
 from diffusers_crosswkv.pipelines.denoising import step_arguments
@@ -160,15 +160,7 @@ def test_callback_sees_and_replaces_latents(make_pipeline):
 
 
 def test_latent_space(make_pipeline, tmp_path):
-    vae = AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
-        norm_num_groups=4,
-        latent_channels=4,
-    )
+    vae = tiny_vae()
     pipeline = make_pipeline(in_channels=4, out_channels=4)
     pipeline = DIR7Pipeline(**(pipeline.components | {"vae": vae}))
     pipeline.set_progress_bar_config(disable=True)

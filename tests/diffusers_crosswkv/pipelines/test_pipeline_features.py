@@ -7,7 +7,6 @@ import PIL.Image
 import pytest
 import torch
 from diffusers import (
-    AutoencoderKL,
     AutoPipelineForImage2Image,
     AutoPipelineForInpainting,
     AutoPipelineForText2Image,
@@ -29,6 +28,7 @@ from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from transformers import CLIPConfig, CLIPImageProcessor
+from vaes import tiny_vae
 
 from diffusers_crosswkv import DIR7Img2ImgPipeline, DIR7InpaintPipeline, DIR7Pipeline
 
@@ -43,18 +43,6 @@ def generators(*seeds):
 def images(pipeline, *args, **kwargs):
     kwargs = {"num_inference_steps": 3, "output_type": "pt", "generator": generators(1, 2)} | kwargs
     return pipeline(*args, **kwargs).images
-
-
-def tiny_vae(latent_channels=4):
-    return AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
-        norm_num_groups=4,
-        latent_channels=latent_channels,
-    ).eval()
 
 
 @pytest.fixture
