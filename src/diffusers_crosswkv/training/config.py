@@ -3,66 +3,133 @@
 import dataclasses
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..files import holds_something, write_json
 from .optimizers import OPTIMIZERS
 
 RUN_FILE = "training.json"
+WEIGHTS = ("all", "attn2", "lora", "state")
+LR_SCHEDULERS = (
+    "constant",
+    "constant_with_warmup",
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+)
+
+
+COUNTS = (
+    "max_train_steps",
+    "batch_size",
+    "gradient_accumulation_steps",
+    "lora_rank",
+    "checkpointing_steps",
+    "checkpoints_to_keep",
+    "max_bad_steps",
+)
+CHOICES = {
+    "weights": WEIGHTS,
+    "optimizer": OPTIMIZERS,
+    "lr_scheduler": LR_SCHEDULERS,
+    "mixed_precision": ("no", "bf16", "fp16"),
+}
+
+
+def free(default: Any) -> Any:
+    """A setting that changes nothing of the result: it may be another one when a run goes on."""
+    return field(default=default, metadata={"free": True})
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """The settings of a run; `output_dir` aside, two runs with equal settings give equal weights.
+    """The settings of a run; but for those marked (free), two runs with equal settings give equal weights.
 
     Args:
-        output_dir: receives `training.json` and `checkpoints/`; must be empty, new, or of this same run.
+        output_dir: receives `training.json` and `checkpoints/`; must be empty, new, or of this same run (free).
         max_train_steps: optimizer steps, >= 1.
-        batch_size: images per step, over all processes; their number must divide it.
-        optimizer: `adamw`, or `muon`, which is AdamW for all but linear layers. In the few runs of our own
-            (`benchmarks/alignment`) a small model from scratch needed less than half the steps with it.
-        learning_rate: peak rate, > 0; cosine decay to zero.
+        batch_size: images per optimizer step, over all processes and all accumulated parts.
+        gradient_accumulation_steps: parts in which each process computes its share of a batch, >= 1; less memory.
+        weights: what is trained of the U-Net: `all`, `attn2` (cross-attention alone), `lora` (adapters on
+            cross-attention), or `state` (initial states alone: a style or a subject as a prompt state).
+        train_text_encoder: train the text encoder too, with `weights="all"`.
+        lora_rank: of the adapters, >= 1.
+        optimizer: `adamw`; `adamw8bit` (bitsandbytes); `prodigy` (prodigyopt; give it `learning_rate` 1); or `muon`,
+            which is AdamW for all but linear layers: in the few runs of our own (`benchmarks/alignment`) a small model
+            from scratch needed less than half the steps with it.
+        learning_rate: peak rate, > 0.
+        lr_scheduler: one of `LR_SCHEDULERS`, as in Diffusers.
         lr_warmup_steps: linear warm-up, >= 0.
         weight_decay: decoupled, >= 0; on matrices, embeddings and convolutions only.
         max_grad_norm: gradients are clipped to this norm, > 0.
-        ema_decay: of the averaged weights that the run returns, in [0, 1).
+        ema_decay: of the averaged weights that the run returns, in [0, 1); 0 keeps none.
+        ema_on_cpu: keep the averaged weights in main memory.
         caption_dropout: share of captions replaced by "", in [0, 1]: what classifier-free guidance needs.
-        checkpointing_steps: steps between checkpoints, >= 1.
-        checkpoints_to_keep: older ones are deleted, >= 1.
-        mixed_precision: `no` or `bf16`.
+        min_snr_gamma: weight of the least noisy steps (Hang et al., 2023, arXiv:2303.09556), > 0; 5 there. None: off.
+        noise_offset: strength of noise that is constant over a channel, >= 0; for very dark and bright images.
+        checkpointing_steps: steps between checkpoints, >= 1 (free).
+        checkpoints_to_keep: older ones are deleted, >= 1 (free).
+        mixed_precision: `no`, `bf16` or `fp16`.
+        gradient_checkpointing: compute activations twice to keep fewer.
+        compile: `torch.compile` the U-Net.
+        max_bad_steps: so many steps in a row without a finite loss and gradient end the run, >= 1 (free).
+        max_bad_images: share of images that may be broken or without a caption before the run ends, in [0, 1] (free).
+        data_threads: threads that decode images ahead, >= 0 (free).
         seed: of everything random.
 
     Raises:
         ValueError: a value is out of its range.
     """
 
-    output_dir: str | os.PathLike
+    output_dir: str | os.PathLike = field(metadata={"free": True})
     max_train_steps: int
     batch_size: int = 32
+    gradient_accumulation_steps: int = 1
+    weights: str = "all"
+    train_text_encoder: bool = True
+    lora_rank: int = 16
     optimizer: str = "adamw"
     learning_rate: float = 2e-3
+    lr_scheduler: str = "cosine"
     lr_warmup_steps: int = 100
     weight_decay: float = 1e-2
     max_grad_norm: float = 1.0
     ema_decay: float = 0.99
+    ema_on_cpu: bool = False
     caption_dropout: float = 0.1
-    checkpointing_steps: int = 200
-    checkpoints_to_keep: int = 2
+    min_snr_gamma: float | None = None
+    noise_offset: float = 0.0
+    checkpointing_steps: int = free(200)
+    checkpoints_to_keep: int = free(2)
     mixed_precision: str = "no"
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    max_bad_steps: int = free(10)
+    max_bad_images: float = free(0.1)
+    data_threads: int = free(2)
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("max_train_steps", "batch_size", "checkpointing_steps", "checkpoints_to_keep"):
+        for name in COUNTS:
             self._require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("lr_warmup_steps", "weight_decay", "seed"):
+        for name in ("lr_warmup_steps", "weight_decay", "noise_offset", "data_threads", "seed"):
             self._require(name, getattr(self, name) >= 0, "at least 0")
         for name in ("learning_rate", "max_grad_norm"):
             self._require(name, 0 < getattr(self, name) < float("inf"), "positive and finite")
         self._require("ema_decay", 0 <= self.ema_decay < 1, "in [0, 1)")
-        self._require("caption_dropout", 0 <= self.caption_dropout <= 1, "in [0, 1]")
-        self._require("optimizer", self.optimizer in OPTIMIZERS, "one of " + ", ".join(OPTIMIZERS))
-        self._require("mixed_precision", self.mixed_precision in ("no", "bf16"), "'no' or 'bf16'")
+        for name in ("caption_dropout", "max_bad_images"):
+            self._require(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
+        self._require("min_snr_gamma", self.min_snr_gamma is None or self.min_snr_gamma > 0, "positive or None")
+        for name, choices in CHOICES.items():
+            self._require(name, getattr(self, name) in choices, "one of " + ", ".join(choices))
+        self._require(
+            "batch_size",
+            self.batch_size % self.gradient_accumulation_steps == 0,
+            f"a multiple of `gradient_accumulation_steps` ({self.gradient_accumulation_steps})",
+        )
 
     def _require(self, name: str, holds: bool, requirement: str) -> None:
         if not holds:
@@ -74,7 +141,12 @@ class TrainingConfig:
 
     def settings(self) -> dict[str, object]:
         """All values but the place, as they are stored in `training.json`."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name != "output_dir"}
+        values = dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if name != "output_dir"}
+
+    def decisive_settings(self) -> dict[str, object]:
+        """Those that a run must keep when it goes on."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if not f.metadata.get("free")}
 
 
 def claim_output_dir(config: TrainingConfig) -> None:
@@ -84,7 +156,7 @@ def claim_output_dir(config: TrainingConfig) -> None:
         FileExistsError: it is a file, or holds something else.
         ValueError: it holds a run with other settings.
     """
-    folder, settings = Path(config.output_dir), config.settings()
+    folder, settings = Path(config.output_dir), config.decisive_settings()
     run_file = folder / RUN_FILE
     if run_file.is_file():
         try:
@@ -104,4 +176,4 @@ def claim_output_dir(config: TrainingConfig) -> None:
             f"`output_dir` must be new, empty, or a run to go on with, but {folder} holds something else; "
             "choose another folder."
         )
-    write_json(run_file, settings, indent=2)
+    write_json(run_file, config.settings(), indent=2)

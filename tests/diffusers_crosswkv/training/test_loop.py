@@ -165,7 +165,7 @@ def test_output_folders(make_models, digits, tmp_path):
         ({"ema_decay": 1.0}, r"`ema_decay` must be in \[0, 1\), got 1.0"),
         ({"caption_dropout": -0.1}, r"`caption_dropout` must be in \[0, 1\], got -0.1"),
         ({"optimizer": "sgd"}, "`optimizer` must be one of adamw, muon, got 'sgd'"),
-        ({"mixed_precision": "fp8"}, "`mixed_precision` must be 'no' or 'bf16', got 'fp8'"),
+        ({"mixed_precision": "fp8"}, "`mixed_precision` must be one of no, bf16, fp16, got 'fp8'"),
     ],
 )
 def test_bad_settings(values, message):
