@@ -1,7 +1,7 @@
 """What training asks of its data: the example of any place in any step's batch, always the same one."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -28,7 +28,7 @@ class Example:
     caption: str
     identity: str
     size: tuple[int, int]
-    pixels: Callable[[], torch.Tensor]
+    pixels: Callable[[], torch.Tensor] = field(repr=False)
 
 
 class ExampleSource(Protocol):
