@@ -1,10 +1,14 @@
 """Sizes near one area for images of different aspect ratios."""
 
 import math
+import random
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .records import Size
+
+CANDIDATES = 8  # for an image in the place of a broken one
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,12 @@ def make_buckets(resolution: int, multiple: int, max_ratio: float) -> Buckets:
         if height and max(width / height, height / width) <= max_ratio:
             sizes[height] = (height, width)  # the widest of those with one height
     return Buckets(tuple(sorted(sizes.values(), key=log_ratio)))
+
+
+def nearest_shape(sizes: Sequence[Size], index: int, wanted: Size, rng: random.Random) -> int:
+    """An image in the place of image `index`: among a few others, that of which least is cut off."""
+    others = [i for i in rng.sample(range(len(sizes)), min(CANDIDATES, len(sizes))) if i != index]
+    return min(others, key=lambda i: abs(log_ratio(sizes[i]) - log_ratio(wanted)), default=index)
 
 
 def log_ratio(size: Size) -> float:

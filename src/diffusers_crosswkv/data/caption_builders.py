@@ -16,9 +16,15 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class RowCaptions:
-    """All wordings for a row, and whether a text file beside an image serves as well."""
+    """All wordings for a row.
+
+    Args:
+        columns: those that are looked at.
+        from_text: whether a text file beside an image serves as well.
+    """
 
     build: Callable[[Row], tuple[str, ...]]
+    columns: tuple[str, ...] = ()
     from_text: bool = False
 
     def __call__(self, row: Row) -> tuple[str, ...]:
@@ -106,7 +112,7 @@ def from_column(builders: CaptionBuilders, columns: Columns) -> RowCaptions:
             value = next((value[name] for name in CAPTION_COLUMNS if value.get(name)), None)
         return as_texts(value, f"the column `{column}` of {columns.where}")
 
-    return RowCaptions(build, from_text=True)
+    return RowCaptions(build, (column,), from_text=True)
 
 
 def unconditional(builders: CaptionBuilders, columns: Columns) -> RowCaptions:
@@ -128,7 +134,7 @@ def from_class(words: Callable[[str], tuple[str, ...]], known: Sequence[str] = (
             name = class_name(row.get(column), names, columns.where)
             return words(synsets.get(name, name))
 
-        return RowCaptions(build)
+        return RowCaptions(build, (column,))
 
     return make
 
@@ -162,7 +168,7 @@ def celeba(builders: CaptionBuilders, columns: Columns) -> RowCaptions:
             raise MissingCaption("has no attributes")
         return describe_face({name for name in ATTRIBUTES if str(row[name]).strip() in ("1", "True", "true")})
 
-    return RowCaptions(build)
+    return RowCaptions(build, ATTRIBUTES)
 
 
 def bare(name: str) -> tuple[str, ...]:

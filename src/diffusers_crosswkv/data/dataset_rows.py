@@ -42,7 +42,7 @@ def read_rows(kind: str, split: str, streaming: bool = False, **arguments: Any) 
             found = choose_split(found, split) if isinstance(found, datasets.DatasetDict) else found
             return found.to_iterable_dataset(num_shards=max(1, len(found.cache_files))) if streaming else found
         return datasets.load_dataset(kind, split=split, streaming=streaming, **arguments)
-    except (FileNotFoundError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetGenerationError) as error:
         cause = error.__cause__ or error
         what = arguments.get("path") or arguments.get("data_files") or kind
         raise ValueError(
@@ -61,7 +61,8 @@ def columns_of(dataset: Any, where: str) -> tuple[Columns, list[str]]:
     features = dataset.features or {}
     classes = {name: x.names for name, x in features.items() if type(x).__name__ == "ClassLabel"}
     images = [name for name, x in features.items() if type(x).__name__ == "Image"]
-    return Columns(list(features or dataset.column_names or []), classes, where), images
+    names = list(features or dataset.column_names or next(iter(dataset), {}))
+    return Columns(names, classes, where), images
 
 
 def choose_image_column(columns: Columns, images: list[str], asked: str | None) -> str:
@@ -81,19 +82,22 @@ class DatasetRows:
         self._where = where
         self._column = choose_image_column(columns, images, image_column)
         self._captions = builders.for_columns(columns.names, columns.class_names, where)
-        self._rows = undecoded(dataset, images)
+        needed = [self._column, *self._captions.columns]
+        self._rows = undecoded(dataset.select_columns(needed), [name for name in images if name in needed])
         files = [Path(entry["filename"]) for entry in dataset.cache_files]
         self._source = digest(where, self._column, *map(file_identity, files))
         self.findings: list[Finding] = []
-        self._kept = self._find_kept([name for name in columns.names if name not in (self._column, *images)])
+        self._kept = self._find_kept()
 
-    def _find_kept(self, others: list[str]) -> list[int]:
+    def _find_kept(self) -> list[int]:
         """Rows with a caption. Images are not read for this."""
-        rows, kept = self._rows.select_columns(others), []
-        for start in range(0, len(self._rows), SCAN_ROWS):
-            batch = rows[start : start + SCAN_ROWS] if others else {}
-            for i in range(start, min(start + SCAN_ROWS, len(self._rows))):
-                reason = self._reason({name: batch[name][i - start] for name in others})
+        if not self._captions.columns:
+            return list(range(len(self._rows)))
+        rows, kept = self._rows.select_columns(list(self._captions.columns)), []
+        for start in range(0, len(rows), SCAN_ROWS):
+            batch = rows[start : start + SCAN_ROWS]
+            for i, values in enumerate(zip(*batch.values(), strict=True), start):
+                reason = self._reason(dict(zip(batch, values, strict=True)))
                 if reason is None:
                     kept.append(i)
                 else:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Protocol
 
-from .buckets import make_buckets
+from .buckets import Buckets, make_buckets
 from .built_in import BuiltIn, is_built_in, open_built_in
 from .config import DataConfig
 from .dataset_rows import DatasetRows, read_rows
@@ -14,6 +14,8 @@ from .places import Place, find_place
 from .record_source import RecordSource
 from .records import Finding, Records, Size, digest
 from .size_index import default_cache_dir, read_sizes
+from .stream_shards import StreamShards
+from .stream_source import StreamSource
 from .tar_shards import TarShards
 
 RESOLUTION = 512
@@ -55,6 +57,8 @@ def open_data(
     check_arguments(batch_size, resolution, channels, multiple)
     buckets = make_buckets(resolution, multiple, config.max_aspect_ratio if config.buckets else 1)
     geometry = Geometry(config.crop, config.flip, config.interpolation, channels)
+    if config.streaming:
+        return open_stream(config, buckets, geometry, batch_size, seed)
     records = open_records(config, cache_dir, progress)
     sizes, broken = sizes_of(records, config, cache_dir, progress)
     findings = [*records.findings, *broken]
@@ -118,6 +122,36 @@ def read_place(config: DataConfig, place: Place, streaming: bool):
         return read_rows(place.files[0], config.split, streaming, name=config.config_name, revision=config.revision)
     kind = "webdataset" if place.form == "tar" else place.form
     return read_rows(kind, "train", streaming, data_files=list(place.files))
+
+
+def open_stream(config: DataConfig, buckets: Buckets, geometry: Geometry, batch_size: int, seed: int) -> StreamSource:
+    """Shards that are read in order; the first records of the first shard are held out."""
+    place = find_place(config.data)
+    if place.form == "images":
+        raise ValueError(
+            f"`streaming` must be given shards or a data set of the Hub, but {config.data!r} is a folder of images, "
+            "which are never read all at once; leave `streaming` out."
+        )
+    dataset = read_place(config, place, streaming=True)
+    shards = StreamShards(dataset, config.data, config.image_column, config.caption_builders())
+    holdout: list[Example] = []
+    findings: list[Finding] = []
+    rows = shards.rows(0, 0)
+    while len(holdout) < config.holdout_examples:
+        row = next(rows, None)
+        if row is None:
+            raise ValueError(
+                "`holdout_examples` must be below the number of images in the first shard of a stream, got "
+                f"{config.holdout_examples} for {len(holdout)}; take fewer."
+            )
+        if row.record is not None:
+            size = buckets.sizes[buckets.nearest(row.size)]
+            holdout.append(geometry.make_fixed_example(row.record, size))
+        elif row.finding is not None:
+            findings.append(row.finding)
+        shards.first_row = row.end
+    holdout.sort(key=lambda example: example.size)
+    return StreamSource(shards, buckets, geometry, batch_size, seed, config.stream_block, holdout, findings)
 
 
 def sizes_of(

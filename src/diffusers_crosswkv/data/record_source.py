@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from .buckets import Buckets, log_ratio
+from .buckets import Buckets, nearest_shape
 from .examples import Example
 from .geometry import Geometry
 from .order import Batch, arrange, batches_per_block, epoch_indices
 from .records import Finding, Records, Size, digest
-
-CANDIDATES = 8  # for an image in the place of a broken one
 
 
 class RecordSource:
@@ -65,13 +63,8 @@ class RecordSource:
         rng = random.Random(f"{self._seed}/{step}/{slot}/{attempt}")
         size = self._buckets.sizes[bucket]
         if attempt:
-            index = self._another(index, size, rng)
+            index = nearest_shape(self._sizes, index, size, rng)
         return self._geometry.make_example(self._records.record(self._kept[index]), size, rng)
-
-    def _another(self, index: int, size: Size, rng: random.Random) -> int:
-        """One of a few other images, that of which least is cut off."""
-        others = [i for i in rng.sample(range(len(self._kept)), min(CANDIDATES, len(self._kept))) if i != index]
-        return min(others, key=lambda i: abs(log_ratio(self._sizes[i]) - log_ratio(size)), default=index)
 
     def _arrange(self, block: int) -> list[Batch]:
         """The batches of a block: buckets, and numbers of kept records."""
