@@ -1,5 +1,6 @@
 """From what a user names as data to examples for training."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import Protocol
 
@@ -14,7 +15,7 @@ from .places import Place, find_place
 from .record_source import RecordSource
 from .records import Finding, Records, Size, digest
 from .size_index import default_cache_dir, read_sizes
-from .stream_shards import StreamShards
+from .stream_shards import Row, StreamShards
 from .stream_source import StreamSource
 from .tar_shards import TarShards
 
@@ -107,11 +108,50 @@ def open_records(config: DataConfig, cache_dir: Path, progress: bool) -> Records
         return open_built_in(config.data)
     builders = config.caption_builders()
     place = find_place(config.data)
+    check_place(config, place)
     if place.form == "images":
         return ImageFolder(place.files[0], builders)
     if place.form == "tar" and not place.is_remote:
         return TarShards([Path(name) for name in place.files], builders, cache_dir, progress)
     return DatasetRows(read_place(config, place, streaming=False), config.data, config.image_column, builders)
+
+
+def hold_out(
+    shards: StreamShards, buckets: Buckets, geometry: Geometry, count: int
+) -> tuple[list[Example], list[Finding]]:
+    """The first images of the first shard, which is told to leave them out from now on, and what was unusable."""
+    rows: list[Row] = []
+    if count:
+        with closing(shards.rows(0, 0)) as found:
+            for row in found:
+                rows.append(row)
+                if sum(row.record is not None for row in rows) == count:
+                    break
+    usable = [(row.record, buckets.sizes[buckets.nearest(row.size)]) for row in rows if row.record is not None]
+    if len(usable) < count:
+        raise ValueError(
+            "`holdout_examples` must not be above the number of images in the first shard of a stream, got "
+            f"{count} for {len(usable)}; take fewer."
+        )
+    shards.first_row = rows[-1].end if rows else 0
+    holdout = [geometry.make_fixed_example(record, size) for record, size in usable]
+    return sorted(holdout, key=lambda example: example.size), [row.finding for row in rows if row.finding]
+
+
+def check_place(config: DataConfig, place: Place) -> None:
+    """Settings that this form of data knows nothing of are errors, not ignored."""
+    unknown = []
+    if place.form != "hub":
+        unknown += ["config_name", "revision"] + (["split"] if place.form != "disk" else [])
+    if place.form == "images" or (place.form == "tar" and not config.streaming):
+        unknown.append("image_column")
+    for name in unknown:
+        usual = DataConfig.__dataclass_fields__[name].default
+        if getattr(config, name) != usual:
+            raise ValueError(
+                f"`{name}` must be left out for {config.data!r}, which has none, got {getattr(config, name)!r}; "
+                "name the files themselves."
+            )
 
 
 def read_place(config: DataConfig, place: Place, streaming: bool):
@@ -127,6 +167,7 @@ def read_place(config: DataConfig, place: Place, streaming: bool):
 def open_stream(config: DataConfig, buckets: Buckets, geometry: Geometry, batch_size: int, seed: int) -> StreamSource:
     """Shards that are read in order; the first records of the first shard are held out."""
     place = find_place(config.data)
+    check_place(config, place)
     if place.form == "images":
         raise ValueError(
             f"`streaming` must be given shards or a data set of the Hub, but {config.data!r} is a folder of images, "
@@ -134,23 +175,7 @@ def open_stream(config: DataConfig, buckets: Buckets, geometry: Geometry, batch_
         )
     dataset = read_place(config, place, streaming=True)
     shards = StreamShards(dataset, config.data, config.image_column, config.caption_builders())
-    holdout: list[Example] = []
-    findings: list[Finding] = []
-    rows = shards.rows(0, 0)
-    while len(holdout) < config.holdout_examples:
-        row = next(rows, None)
-        if row is None:
-            raise ValueError(
-                "`holdout_examples` must be below the number of images in the first shard of a stream, got "
-                f"{config.holdout_examples} for {len(holdout)}; take fewer."
-            )
-        if row.record is not None:
-            size = buckets.sizes[buckets.nearest(row.size)]
-            holdout.append(geometry.make_fixed_example(row.record, size))
-        elif row.finding is not None:
-            findings.append(row.finding)
-        shards.first_row = row.end
-    holdout.sort(key=lambda example: example.size)
+    holdout, findings = hold_out(shards, buckets, geometry, config.holdout_examples)
     return StreamSource(shards, buckets, geometry, batch_size, seed, config.stream_block, holdout, findings)
 
 

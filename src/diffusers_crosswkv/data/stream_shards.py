@@ -1,7 +1,7 @@
 """Shards of a data set that is read in order, such as one that is not on this machine."""
 
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,10 +42,10 @@ class StreamShards:
         self.count: int = self._dataset.num_shards
         self.first_row = 0
 
-    def rows(self, shard: int, start: int) -> Iterator[Row]:
+    def rows(self, shard: int, start: int) -> Generator[Row]:
         """From row `start` on. A shard that is damaged ends where it is, and says so."""
         start = max(start, self.first_row if shard == 0 else 0)
-        rows = self._dataset.shard(self.count, shard).skip(start)
+        rows = iter(self._dataset.shard(self.count, shard).skip(start))
         end = start
         try:
             for end, row in enumerate(rows, start + 1):
@@ -53,6 +53,8 @@ class StreamShards:
         except tarfile.TarError as error:
             finding = (f"{self._where}[shard {shard}]", f"is damaged after row {end}: {error}")
             yield Row(end, None, (0, 0), finding)
+        finally:
+            rows.close()
 
     def _read(self, row: dict[str, Any], shard: int, end: int) -> Row:
         name = f"{self._where}[shard {shard}, row {end - 1}]"

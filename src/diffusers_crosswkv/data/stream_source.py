@@ -3,8 +3,9 @@
 import math
 import random
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -51,7 +52,7 @@ class Stream:
         self._blocks: dict[int, Block] = {}
         self._in_memory = 3 + STEPS_AHEAD // steps  # the one in use, the next, and one that is read ahead
         self._lock = threading.Lock()
-        self._at: tuple[Cursor, Iterator[tuple[Row, Cursor]]] | None = None
+        self._at: tuple[Cursor, Generator[tuple[Row, Cursor]]] | None = None
         self.starts = {0: Cursor()}
         self.findings: dict[Finding, None] = {}
 
@@ -71,7 +72,10 @@ class Stream:
 
     def _read(self, number: int) -> Block:
         cursor = self.starts[number]
-        rows = self._at[1] if self._at and self._at[0] == cursor else self._rows(cursor)
+        if self._at is None or self._at[0] != cursor:
+            self._close_rows()
+            self._at = (cursor, self._rows(cursor))
+        rows = self._at[1]
         records: list[tuple[Record, Size]] = []
         while len(records) < self._slots * self._steps:
             row, cursor = next(rows)
@@ -85,7 +89,17 @@ class Stream:
         rng.shuffle(records)
         return Block(records, arrange([self._buckets.nearest(size) for _, size in records], self._slots, rng))
 
-    def _rows(self, cursor: Cursor) -> Iterator[tuple[Row, Cursor]]:
+    def close(self) -> None:
+        """Let go of the shard that is open."""
+        with self._lock:
+            self._close_rows()
+
+    def _close_rows(self) -> None:
+        if self._at is not None:
+            self._at[1].close()
+        self._at = None
+
+    def _rows(self, cursor: Cursor) -> Generator[tuple[Row, Cursor]]:
         """Endless; each row with the place behind it."""
         usable = True
         while True:
@@ -95,10 +109,11 @@ class Stream:
                 usable = False
             own = shard_order(self._shards.count, cursor.epoch, self._seed)[self._number :: self._count]
             for shard in own[cursor.shards :]:
-                for row in self._shards.rows(shard, cursor.row):
-                    cursor = Cursor(cursor.epoch, cursor.shards, row.end)
-                    usable = usable or row.record is not None
-                    yield row, cursor
+                with closing(self._shards.rows(shard, cursor.row)) as rows:
+                    for row in rows:
+                        cursor = Cursor(cursor.epoch, cursor.shards, row.end)
+                        usable = usable or row.record is not None
+                        yield row, cursor
                 cursor = Cursor(cursor.epoch, cursor.shards + 1)
             cursor = Cursor(cursor.epoch + 1)
 
@@ -187,6 +202,13 @@ class StreamSource:
             )
         for name, (block, *cursor) in values["streams"].items():
             self._streams[int(name)].starts[block] = Cursor(*cursor)
+
+    def close(self) -> None:
+        """Stop reading ahead and let go of open shards. Examples may be asked for again afterwards."""
+        self._ahead.shutdown(cancel_futures=True)
+        self._ahead = ThreadPoolExecutor(1)
+        for stream in self._streams:
+            stream.close()
 
     def findings(self) -> list[Finding]:
         """What was left out so far, by this process."""

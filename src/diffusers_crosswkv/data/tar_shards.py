@@ -113,7 +113,8 @@ def read_index(path: Path) -> list[tuple[str, Member | None, dict[str, Any]]]:
                     continue
                 images, row = samples.setdefault(f"{folder}/{stem}".lstrip("/"), ([], {}))
                 if f".{suffix.lower()}".endswith(IMAGE_SUFFIXES):
-                    images.append((info.offset_data, info.size))
+                    place = len(images) if "." in suffix else 0  # "jpg" before "mask.png"
+                    images.insert(place, (info.offset_data, info.size))
                 elif suffix == "json" or suffix in TEXT_SUFFIXES:
                     row.update(read_text(tar, info, suffix))
     except tarfile.TarError as error:

@@ -56,15 +56,13 @@ def test_shrinking_is_antialiased():
 def test_pixels_have_the_range_and_shape_that_is_promised(tmp_path):
     path = tmp_path / "a.png"
     ramps(30, 50).save(path)
-    pixels = (
-        Geometry("center", False, "lanczos", 3).make_example(make_record(path), (30, 50), random.Random(0)).pixels()
-    )
+    colour, grey = (Geometry("center", False, "lanczos", channels) for channels in (3, 1))
+    pixels = colour.make_fixed_example(make_record(path), (30, 50)).pixels()
     assert pixels.shape == (3, 30, 50)
     assert pixels.dtype == torch.float32
     assert (pixels.min(), pixels.max()) == (-1, 1)
     assert torch.equal(pixels[2], torch.full((30, 50), -1.0))
-    grey = Geometry("center", False, "lanczos", 1).make_example(make_record(path), (16, 24), random.Random(0)).pixels()
-    assert grey.shape == (1, 16, 24)
+    assert grey.make_fixed_example(make_record(path), (16, 24)).pixels().shape == (1, 16, 24)
 
 
 def test_draws_are_functions_of_the_generator_and_part_of_the_identity(tmp_path):
