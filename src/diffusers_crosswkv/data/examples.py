@@ -56,5 +56,8 @@ class ExampleSource(Protocol):
     def load_state_dict(self, values: dict[str, Any]) -> None: ...
 
     def findings(self) -> list[tuple[str, str]]:
-        """Names and reasons of what was left out before any example was asked for: files without a caption, ..."""
+        """Names and reasons of what was left out before any example was asked for: files without a caption, ...
+
+        A stream, which cannot know beforehand, lists what it has left out so far.
+        """
         ...

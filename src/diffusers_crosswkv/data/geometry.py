@@ -16,6 +16,7 @@ INTERPOLATIONS = {
     name: Image.Resampling[name.upper()] for name in ("lanczos", "bicubic", "bilinear", "box", "nearest")
 }
 CROPS = ("center", "random")
+REDUCING_GAP = 3.0  # Pillow shrinks by whole numbers first, to three times the size: faster, and not to be seen
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def read_pixels(
     if flipped:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     array = np.array(image).reshape(*size, geometry.channels)
-    return torch.from_numpy(array).permute(2, 0, 1).contiguous().float() / 127.5 - 1
+    return torch.from_numpy(array).permute(2, 0, 1).contiguous().float().div_(127.5).sub_(1)
 
 
 def cover(image: Image.Image, size: Size, place: tuple[float, float], interpolation: Image.Resampling) -> Image.Image:
@@ -76,4 +77,4 @@ def cover(image: Image.Image, size: Size, place: tuple[float, float], interpolat
     if scale == 1:  # nothing is resized: whole pixels
         left, top = round(left), round(top)
     box = (left, top, min(left + part[0], image.width), min(top + part[1], image.height))
-    return image.resize((width, height), interpolation, box)
+    return image.resize((width, height), interpolation, box, reducing_gap=REDUCING_GAP)
