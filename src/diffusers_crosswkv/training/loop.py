@@ -13,7 +13,6 @@ from functools import partial
 import torch
 from accelerate import Accelerator
 from diffusers import DDPMScheduler, UNet2DConditionModel
-from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
 from torch import nn
 from tqdm.auto import tqdm
@@ -23,8 +22,8 @@ from ..models.text_windows import encode_texts
 from .batches import Batch, CaptionedImages, draw_batch
 from .checkpoints import Checkpoint, load_latest_checkpoint, save_checkpoint
 from .config import TrainingConfig, claim_output_dir
-from .loss import diffusion_loss
-from .optimizers import make_optimizer
+from .objective import Draw, Objective
+from .optimizers import make_lr_scheduler, make_optimizer
 
 
 @dataclass(frozen=True)
@@ -102,14 +101,13 @@ class Run:
 
     def __init__(self, config: TrainingConfig, models: Models, dataset: CaptionedImages, accelerator: Accelerator):
         self.config, self.models, self.dataset, self.accelerator = config, models, dataset, accelerator
+        self.objective = Objective(models.scheduler, config)
         self.seconds = 0.0
         for model in models.trained().values():
             model.to(accelerator.device).train()
         self.ema = EMAModel(models.parameters(), decay=config.ema_decay, foreach=True)
-        optimizer = make_optimizer(
-            config.optimizer, models.trained().values(), config.learning_rate, config.weight_decay
-        )
-        self.lr_scheduler = get_cosine_schedule_with_warmup(optimizer, config.lr_warmup_steps, config.max_train_steps)
+        optimizer = make_optimizer(config, nn.ModuleList(models.trained().values()))
+        self.lr_scheduler = make_lr_scheduler(config, optimizer)
         self.optimizer = optimizer
         self.unet, self.text_encoder, self.prepared_optimizer = accelerator.prepare(
             models.unet, models.text_encoder, optimizer
@@ -151,7 +149,10 @@ class Run:
         captions = [self.models.text_prefix + caption for caption in batch.captions]
         with self.accelerator.autocast():
             prompt_embeds, mask = encode_texts(self.text_encoder, self.models.tokenizer, captions)
-            return diffusion_loss(self.unet, self.models.scheduler, batch, prompt_embeds, mask)
+            draw = Draw(batch.noise, batch.timesteps)
+            noisy = self.objective.noisy(batch.images, draw)
+            prediction = self.unet(noisy, draw.times, prompt_embeds, encoder_attention_mask=mask).sample
+            return self.objective.per_sample(prediction, batch.images, draw).mean()
 
     def save(self, step: int) -> None:
         if self.accelerator.is_main_process:

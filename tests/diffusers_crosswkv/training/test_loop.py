@@ -164,7 +164,7 @@ def test_output_folders(make_models, digits, tmp_path):
         ({"learning_rate": float("nan")}, "`learning_rate` must be positive and finite, got nan"),
         ({"ema_decay": 1.0}, r"`ema_decay` must be in \[0, 1\), got 1.0"),
         ({"caption_dropout": -0.1}, r"`caption_dropout` must be in \[0, 1\], got -0.1"),
-        ({"optimizer": "sgd"}, "`optimizer` must be one of adamw, muon, got 'sgd'"),
+        ({"optimizer": "sgd"}, "`optimizer` must be one of adamw, adamw8bit, prodigy, muon, got 'sgd'"),
         ({"mixed_precision": "fp8"}, "`mixed_precision` must be one of no, bf16, fp16, got 'fp8'"),
     ],
 )
