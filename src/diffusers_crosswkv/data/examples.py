@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -31,6 +31,7 @@ class Example:
     pixels: Callable[[], torch.Tensor] = field(repr=False)
 
 
+@runtime_checkable
 class ExampleSource(Protocol):
     """Examples by place, so that a resumed run, or one with another number of processes, sees what it would have seen.
 
@@ -53,7 +54,9 @@ class ExampleSource(Protocol):
         """JSON values from which `load_state_dict` goes on at `step` without reading all that came before."""
         ...
 
-    def load_state_dict(self, values: dict[str, Any]) -> None: ...
+    def load_state_dict(self, values: dict[str, Any]) -> None:
+        """Take up what `state_dict` gave; with several processes, the values of each of them, one after the other."""
+        ...
 
     def findings(self) -> list[tuple[str, str]]:
         """Names and reasons of what was left out before any example was asked for: files without a caption, ...

@@ -184,13 +184,15 @@ class StreamSource:
             self._ahead.submit(self._streams[stream].block, block)
 
     def state_dict(self, step: int) -> dict[str, Any]:
-        """Where the block of `step` begins, in the streams that this process reads; see [`merge_states`]."""
+        """Where the block of `step` begins, in the streams that this process reads."""
         block = step // self._steps
         starts = {str(i): [block, *astuple(x.starts[block])] for i, x in enumerate(self._streams) if block in x.starts}
         return {"shards": self._shards, "streams": starts}
 
     def load_state_dict(self, values: dict[str, Any]) -> None:
-        """Go on from there. A stream that `values` does not name is read from its beginning, which takes longer.
+        """Go on from there; other processes know other streams, so give it the values of each.
+
+        A stream that none of them names is read from its beginning, which takes longer.
 
         Raises:
             ValueError: the data set has another number of shards than it had.
@@ -213,11 +215,6 @@ class StreamSource:
     def findings(self) -> list[Finding]:
         """What was left out so far, by this process."""
         return list(dict.fromkeys([*self._findings, *(x for stream in self._streams for x in list(stream.findings))]))
-
-
-def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One state from those of all processes, each of which knows only the streams that it reads."""
-    return {**states[0], "streams": {name: at for state in states for name, at in state["streams"].items()}}
 
 
 def shard_order(count: int, epoch: int, seed: int) -> list[int]:
