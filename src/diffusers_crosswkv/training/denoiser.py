@@ -17,7 +17,7 @@ from .config import TrainingConfig
 from .extras import required
 
 if TYPE_CHECKING:
-    from .loop import Models
+    from .models import Models
 
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")  # as Diffusers' LoRA script: of cross- and self-attention
 COMPILED = "_orig_mod."  # what `torch.compile` puts into parameters' names
