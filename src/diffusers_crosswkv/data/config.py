@@ -70,6 +70,10 @@ class DataConfig:
         if self.streaming:
             self._require("max_examples", self.max_examples is None, "None with `streaming`")
             self._require("data", not is_built_in(self.data), "files or a data set of the Hub with `streaming`")
+        if is_built_in(self.data):
+            self._require("captions", self.captions in ("text", "none"), "`text` or `none` for built-in data")
+            for name in ("config_name", "revision", "image_column", "caption_column"):
+                self._require(name, getattr(self, name) is None, "left out for built-in data")
         self.caption_builders()
 
     def caption_builders(self) -> CaptionBuilders:
