@@ -19,9 +19,9 @@ class DataConfig:
             the id of a data set on the Hub. What is there as a file or folder is never looked for on the Hub.
         config_name, split, revision: of a data set of the Hub; `split` also of a saved one.
         image_column, caption_column: guessed if None. With builders for classes, the latter is the column of labels.
-        captions: a column or text file as it is (`text`; each line of a file is one wording, and one is drawn), nothing at all (`none`: unconditional), or made by a builder: `class` and
-            `class-text` (a class's name, alone or in several wordings), `cifar10`, `cifar10-class`, `imagenet`,
-            `imagenet-class`, `celeba`.
+        captions: a column or text file as it is (`text`; each line of a file is one wording, of which one is drawn),
+            nothing at all (`none`: unconditional), or made by a builder: `class` and `class-text` (a class's name,
+            alone or in several wordings), `cifar10`, `cifar10-class`, `imagenet`, `imagenet-class`, `celeba`.
         resolution: pixels of a side; the built-in data sets' own, else 512, if None.
         crop: `center` or `random`; what is cut off is the longer side's surplus. With random crops hardly two examples
             are alike, and a cache of latents is of no use.
