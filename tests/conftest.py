@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 from hypothesis import settings
+from unets import SMALL_UNET
 
 from diffusers_crosswkv import DIR7Pipeline, DIR7UNet2DConditionModel
 from diffusers_crosswkv.data.digits import all_captions
@@ -24,24 +25,6 @@ if os.environ["TRITON_INTERPRET"] == "1":
     interpreter.install()
 if "CROSSWKV_TEST_DEVICE" in os.environ:  # of tests/crosswkv_kernels: `make gpu-test`
     torch.set_default_device(os.environ["CROSSWKV_TEST_DEVICE"])
-
-SMALL_UNET = {
-    "sample_size": 8,
-    "in_channels": 1,
-    "out_channels": 1,
-    "block_out_channels": (16, 32),
-    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-    "cross_attention_dim": 24,
-    "attention_head_dim": 2,
-    "crosswkv_head_dim": 8,
-    "crosswkv_decay_rank": 4,
-    "crosswkv_in_context_lr_rank": 4,
-    "crosswkv_gate_rank": 4,
-    "crosswkv_value_rank": 4,
-}
 
 
 @pytest.fixture(autouse=True)

@@ -66,7 +66,7 @@ def train_digits(output_dir: str | os.PathLike, max_train_steps: int = 1200, see
         scheduler=DDPMScheduler(**NOISE_SCHEDULE),
         text_prefix=ENDOFTEXT,
     )
-    seconds = train(config, models, load_digits())
+    seconds = train(config, models, load_digits()).seconds
     scheduler = DPMSolverMultistepScheduler(**NOISE_SCHEDULE, thresholding=True, sample_max_value=1.0)
     pipeline = DIR7Pipeline(None, models.text_encoder, tokenizer, models.unet, scheduler)
     save_whole(pipeline, target)

@@ -3,6 +3,23 @@
 import torch
 
 TEXT_DIM = 24
+SMALL_UNET = {
+    "sample_size": 8,
+    "in_channels": 1,
+    "out_channels": 1,
+    "block_out_channels": (16, 32),
+    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "cross_attention_dim": 24,
+    "attention_head_dim": 2,
+    "crosswkv_head_dim": 8,
+    "crosswkv_decay_rank": 4,
+    "crosswkv_in_context_lr_rank": 4,
+    "crosswkv_gate_rank": 4,
+    "crosswkv_value_rank": 4,
+}
 
 
 def unet_inputs(batch_size=2, size=8, length=5):

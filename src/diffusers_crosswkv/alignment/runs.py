@@ -56,7 +56,7 @@ def train_arm(name: str, arm: Arm, preset: Preset, seed: int, folder: Path, prog
         seed=seed,
     )
     data = Patched(Scenes(preset.resolution, TRAINING, seed=seed), preset.patch)
-    return Trained(name, arm, seed, models, train(config, models, data, progress))
+    return Trained(name, arm, seed, models, train(config, models, data, progress=progress).seconds)
 
 
 def measure(trained: Trained, preset: Preset, folder: Path, progress: bool = True) -> list[dict[str, object]]:

@@ -1,4 +1,22 @@
+from .callbacks import Callback, StepMetrics
 from .config import TrainingConfig
-from .loop import Models, TrainingInterrupted, train
+from .failures import NoSpaceLeft, OutOfMemory
+from .loop import TrainingResult, train
+from .models import Models
+from .run import Run
+from .sharding import make_accelerator
+from .stopping import TrainingInterrupted
 
-__all__ = ["Models", "TrainingConfig", "TrainingInterrupted", "train"]
+__all__ = [
+    "Callback",
+    "Models",
+    "NoSpaceLeft",
+    "OutOfMemory",
+    "Run",
+    "StepMetrics",
+    "TrainingConfig",
+    "TrainingInterrupted",
+    "TrainingResult",
+    "make_accelerator",
+    "train",
+]

@@ -31,7 +31,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     The files are written beside their place, flushed to disk, and renamed at last; if anything fails, what was there
     before is untouched.
     """
-    target = folder / f"{PREFIX}{checkpoint.step:08d}"
+    target = checkpoint_folder(folder, checkpoint.step)
     folder.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder, prefix=f".{target.name}."))
     try:
@@ -50,6 +50,12 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     for old in checkpoint_folders(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return target
+
+
+def remove_halves(folder: Path) -> None:
+    """Delete what a process that was killed while it wrote a checkpoint has left."""
+    for path in folder.glob(f".{PREFIX}*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def load_latest_checkpoint(folder: Path, warn=print) -> Checkpoint | None:
@@ -92,6 +98,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"The checkpoint {path} is damaged: {error}; remove it to go on from an earlier one."
         ) from error
     return Checkpoint(step, tensors, values)
+
+
+def checkpoint_folder(folder: Path, step: int) -> Path:
+    return folder / f"{PREFIX}{step:08d}"
 
 
 def checkpoint_folders(folder: Path) -> list[Path]:

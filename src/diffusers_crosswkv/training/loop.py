@@ -1,223 +1,117 @@
-"""The training loop: what happens in a step, and how a run stops and goes on."""
+"""The training loop: steps, checkpoints, callbacks, and how a run stops and goes on."""
 
-import math
-import random
-import signal
-import threading
+import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 
-import torch
 from accelerate import Accelerator
-from diffusers import DDPMScheduler, UNet2DConditionModel
-from diffusers.optimization import get_cosine_schedule_with_warmup
-from diffusers.training_utils import EMAModel
-from torch import nn
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..models.text_windows import encode_texts
-from .batches import Batch, CaptionedImages, draw_batch
-from .checkpoints import Checkpoint, load_latest_checkpoint, save_checkpoint
+from ..data.examples import ExampleSource
+from .batches import CaptionedImages, as_source
+from .callbacks import Callback, StepMetrics
 from .config import TrainingConfig, claim_output_dir
-from .loss import diffusion_loss
-from .optimizers import make_optimizer
+from .denoiser import Denoiser
+from .failures import explained_memory
+from .models import Models
+from .run import Run
+from .sharding import make_accelerator, mean_over_processes
+from .stopping import TrainingInterrupted, stop_requests
+from .tally import Tally
 
 
 @dataclass(frozen=True)
-class Models:
-    """What is trained, U-Net and text encoder, and what they are trained with.
+class TrainingResult:
+    """What a finished run leaves.
 
     Args:
-        scheduler: the noise schedule and what the U-Net predicts.
-        text_prefix: put before every caption, `<|endoftext|>` in the paper.
+        models: with the averaged (EMA) weights.
+        denoiser: what was trained of them; adapters and initial states are in it.
+        seconds: that the steps took, those of earlier calls of an interrupted run included.
+        tally: what was left out: bad steps, images that cannot be read.
     """
 
-    unet: UNet2DConditionModel
-    text_encoder: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    scheduler: DDPMScheduler
-    text_prefix: str = ""
-
-    def trained(self) -> dict[str, nn.Module]:
-        return {"unet": self.unet, "text_encoder": self.text_encoder}
-
-    def parameters(self) -> list[nn.Parameter]:
-        return [parameter for model in self.trained().values() for parameter in model.parameters()]
+    models: Models
+    denoiser: Denoiser
+    steps: int
+    seconds: float
+    tally: Tally
 
 
-class TrainingInterrupted(KeyboardInterrupt):
-    """Ctrl-C stopped the run between two steps; it is saved, and the same call goes on."""
-
-
-def train(config: TrainingConfig, models: Models, dataset: CaptionedImages, progress: bool = True) -> float:
-    """Train U-Net and text encoder on captioned images; in the end `models` hold the averaged (EMA) weights.
-
-    Returns the seconds that the steps took, those of earlier calls of an interrupted run included.
+def train(
+    config: TrainingConfig,
+    models: Models,
+    data: ExampleSource | CaptionedImages,
+    *,
+    callbacks: Sequence[Callback] = (),
+    progress: bool = True,
+    caches: str | os.PathLike | None = None,
+    accelerator: Accelerator | None = None,
+) -> TrainingResult:
+    """Train on captioned images; in the end `models` hold the averaged (EMA) weights.
 
     A run that was interrupted goes on where its newest checkpoint is, and gives the weights that it would have given.
 
+    Args:
+        data: a data set in memory, or a source made for this `batch_size` and `seed`.
+        callbacks: called between steps.
+        caches: a folder for latents and for embeddings of captions, computed once; any number of runs may share it.
+        accelerator: made by [`make_accelerator`]; by default one as `accelerate launch` configured it.
+
     Raises:
         FileExistsError, ValueError: the output folder holds something else, a run with other settings, or only damaged
-            checkpoints; or the number of processes does not divide the batch.
-        FloatingPointError: the loss is not finite.
-        TrainingInterrupted: Ctrl-C; the state is saved.
+            checkpoints; settings do not fit each other or the number of processes; too many images cannot be read.
+        FloatingPointError: `max_bad_steps` in a row without a finite loss and gradient.
+        NoSpaceLeft: a checkpoint could not be written; the one before is whole.
+        OutOfMemory: with the settings that help most.
+        TrainingInterrupted: Ctrl-C or SIGTERM; the state is saved.
     """
-    accelerator = Accelerator(mixed_precision=config.mixed_precision)
-    if config.batch_size % accelerator.num_processes:
-        raise ValueError(
-            f"`batch_size` must be a multiple of the number of processes, got {config.batch_size} and "
-            f"{accelerator.num_processes}."
-        )
+    accelerator = accelerator or make_accelerator(config)
     if accelerator.is_main_process:
         claim_output_dir(config)
     accelerator.wait_for_everyone()
-    run = Run(config, models, dataset, accelerator)
-    start = run.resume()
-    bar = partial(tqdm, disable=not progress or not accelerator.is_main_process, dynamic_ncols=True)
-    with (
-        bar(total=config.max_train_steps, initial=start, desc="training", unit="step") as progress_bar,
-        stop_requests() as stop,
-    ):
-        for step in range(start, config.max_train_steps):
-            started = time.perf_counter()
-            loss = run.step(step)
-            run.seconds += time.perf_counter() - started
-            progress_bar.update()
-            progress_bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-            done = step + 1
-            if stop.is_set() or done % config.checkpointing_steps == 0 or done == config.max_train_steps:
-                run.save(done)
-            if stop.is_set() and done < config.max_train_steps:
-                raise TrainingInterrupted(f"Stopped after {done} of {config.max_train_steps} steps; all is saved.")
-    run.finish()
-    return run.seconds
+    source = as_source(data, config.batch_size, config.seed)
+    with explained_memory(config, accelerator.num_processes):
+        run = Run(config, models, source, accelerator, caches)
+        run.resume()
+        for callback in callbacks:
+            callback.start(run)
+        take_steps(run, callbacks, progress and accelerator.is_main_process)
+        averaged = run.finish()
+        for callback in callbacks:
+            callback.end(run)
+    return TrainingResult(averaged, run.plain, run.step, run.seconds, run.tally)
 
 
-class Run:
-    """The parts of one run that change from step to step."""
+def take_steps(run: Run, callbacks: Sequence[Callback], progress: bool) -> None:
+    """The steps that are left.
 
-    def __init__(self, config: TrainingConfig, models: Models, dataset: CaptionedImages, accelerator: Accelerator):
-        self.config, self.models, self.dataset, self.accelerator = config, models, dataset, accelerator
-        self.seconds = 0.0
-        for model in models.trained().values():
-            model.to(accelerator.device).train()
-        self.ema = EMAModel(models.parameters(), decay=config.ema_decay, foreach=True)
-        optimizer = make_optimizer(
-            config.optimizer, models.trained().values(), config.learning_rate, config.weight_decay
-        )
-        self.lr_scheduler = get_cosine_schedule_with_warmup(optimizer, config.lr_warmup_steps, config.max_train_steps)
-        self.optimizer = optimizer
-        self.unet, self.text_encoder, self.prepared_optimizer = accelerator.prepare(
-            models.unet, models.text_encoder, optimizer
-        )
-
-    def step(self, step: int) -> float:
-        """One optimizer step; returns this process's loss. What the models draw depends on seed and step alone."""
-        torch.manual_seed(random.Random(f"{self.config.seed}/{step}/{self.accelerator.process_index}").getrandbits(63))
-        loss = self.loss(self.batch(step))
-        value = loss.item()
-        if not math.isfinite(value):
-            raise FloatingPointError(
-                f"The loss of step {step} must be finite, got {value}; lower `learning_rate` "
-                f"({self.config.learning_rate}) or `max_grad_norm`. Checkpoints are in {self.config.checkpoints_dir}."
-            )
-        self.accelerator.backward(loss)
-        parameters = self.models.parameters()
-        self.accelerator.clip_grad_norm_(parameters, self.config.max_grad_norm)
-        self.prepared_optimizer.step()
-        self.lr_scheduler.step()
-        self.prepared_optimizer.zero_grad()
-        self.ema.step(parameters)
-        return value
-
-    def batch(self, step: int) -> Batch:
-        """This process's share of a step."""
-        batch = draw_batch(
-            self.dataset,
-            step,
-            self.config.batch_size,
-            self.config.caption_dropout,
-            self.models.scheduler.config.num_train_timesteps,
-            self.config.seed,
-        )
-        batch = batch.part(self.accelerator.process_index, self.accelerator.num_processes)
-        return batch.to(self.accelerator.device)
-
-    def loss(self, batch: Batch) -> torch.Tensor:
-        captions = [self.models.text_prefix + caption for caption in batch.captions]
-        with self.accelerator.autocast():
-            prompt_embeds, mask = encode_texts(self.text_encoder, self.models.tokenizer, captions)
-            return diffusion_loss(self.unet, self.models.scheduler, batch, prompt_embeds, mask)
-
-    def save(self, step: int) -> None:
-        if self.accelerator.is_main_process:
-            tensors = {name: model.state_dict() for name, model in self.models.trained().items()}
-            tensors["ema"] = {str(i): x for i, x in enumerate(self.ema.shadow_params)}
-            optimizer_state = self.optimizer.state_dict()["state"]
-            tensors["optimizer"] = {f"{i}.{key}": x for i, of in optimizer_state.items() for key, x in of.items()}
-            values = {
-                "lr_scheduler": self.lr_scheduler.state_dict(),
-                "ema_step": self.ema.optimization_step,
-                "seconds": self.seconds,
-            }
-            save_checkpoint(
-                self.config.checkpoints_dir, Checkpoint(step, tensors, values), self.config.checkpoints_to_keep
-            )
-        self.accelerator.wait_for_everyone()
-
-    def resume(self) -> int:
-        """Load the newest whole checkpoint; returns the step to go on with."""
-        checkpoint = load_latest_checkpoint(self.config.checkpoints_dir, warn=self.accelerator.print)
-        if checkpoint is None:
-            return 0
-        for name, model in self.models.trained().items():
-            try:
-                model.load_state_dict(checkpoint.tensors[name])
-            except RuntimeError as error:
-                raise ValueError(
-                    f"The checkpoints in {self.config.checkpoints_dir} must be of this {name}, but hold another one; "
-                    "use the model they were made with, or another `output_dir`."
-                ) from error
-        self.seconds = checkpoint.values["seconds"]
-        shadow = checkpoint.tensors["ema"]
-        self.ema.shadow_params = [shadow[str(i)].to(x) for i, x in enumerate(self.ema.shadow_params)]
-        self.ema.optimization_step = checkpoint.values["ema_step"]
-        state: dict[int, dict[str, torch.Tensor]] = {}
-        for name, x in checkpoint.tensors["optimizer"].items():
-            index, key = name.split(".")
-            state.setdefault(int(index), {})[key] = x
-        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
-        self.lr_scheduler.load_state_dict(checkpoint.values["lr_scheduler"])
-        for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
-            group["lr"] = rate
-        self.accelerator.print(f"going on from step {checkpoint.step} in {self.config.checkpoints_dir}")
-        return checkpoint.step
-
-    def finish(self) -> None:
-        self.ema.copy_to(self.models.parameters())
-        for model in (self.unet, self.text_encoder):
-            self.accelerator.unwrap_model(model, keep_fp32_wrapper=False).eval()
+    Raises:
+        TrainingInterrupted: a signal asked for a stop; saved after the step that it came in.
+    """
+    total = run.config.max_train_steps
+    bar = tqdm(total=total, initial=run.step, desc="training", unit="step", disable=not progress, dynamic_ncols=True)
+    with bar, stop_requests() as stop, closing(run.batches()) as batches:
+        asked = time.perf_counter()
+        for places in batches:
+            metrics = run.train_step(places, waited=time.perf_counter() - asked)
+            show(bar, metrics)
+            for callback in callbacks:
+                callback.step(run, metrics)
+            run.check()
+            (stopping,) = mean_over_processes(run.accelerator, [stop.is_set()])  # a signal may reach one process alone
+            if stopping or run.step % run.config.checkpointing_steps == 0 or run.step == total:
+                folder = run.save()
+                for callback in callbacks:
+                    callback.checkpoint(run, folder)
+            if stopping and run.step < total:
+                raise TrainingInterrupted(f"Stopped after {run.step} of {total} steps; all is saved.")
+            asked = time.perf_counter()
 
 
-@contextmanager
-def stop_requests() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event instead of raising in the middle of a step; a second one raises."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    previous = signal.getsignal(signal.SIGINT)
-
-    def request(number, frame):
-        stop.set()
-        signal.signal(signal.SIGINT, previous)
-
-    signal.signal(signal.SIGINT, request)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, previous)
+def show(bar: tqdm, metrics: StepMetrics) -> None:
+    bar.update()
+    shown = {"loss": f"{metrics.loss:.4f}", "images/s": f"{metrics.images_per_second:.3g}"}
+    bar.set_postfix(shown | ({"bad steps": metrics.bad_steps} if metrics.bad_steps else {}), refresh=False)

@@ -17,6 +17,7 @@ def fit_tokenizer(captions: Iterable[str], max_length: int = 77, min_frequency: 
     """A byte-level BPE tokenizer in CLIP's form, fitted on `captions`: pairs seen `min_frequency` times are merged.
 
     Any text can be encoded: all 256 bytes are in the vocabulary, inside and at the end of a word.
+    Equal captions give equal tokenizers, in any process.
     """
     clip = CLIPTokenizer()  # its normalizer and word splitting are used, its vocabulary is empty
     trained = Tokenizer(models.BPE(end_of_word_suffix=END_OF_WORD))
@@ -27,7 +28,7 @@ def fit_tokenizer(captions: Iterable[str], max_length: int = 77, min_frequency: 
     trainer = trainers.BpeTrainer(
         vocab_size=2**15,
         min_frequency=min_frequency,
-        initial_alphabet=alphabet,
+        special_tokens=base,  # numbered before training, for pairs of equal counts are merged in the order of numbers
         end_of_word_suffix=END_OF_WORD,
         show_progress=False,
     )

@@ -1,148 +1,294 @@
 import copy
 import json
 import os
+import resource
 import signal
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from training_process import Losses, fifty_digits, tiny_config, tiny_models, weights_of
 
-from diffusers_crosswkv.data.digits import Digits, load_digits
-from diffusers_crosswkv.training import Models, TrainingConfig, TrainingInterrupted, train
+from diffusers_crosswkv.data.examples import BrokenImage, Example
+from diffusers_crosswkv.training import Callback, NoSpaceLeft, OutOfMemory, Run, TrainingConfig, TrainingInterrupted
 from diffusers_crosswkv.training import loop as loop_module
-from diffusers_crosswkv.training.text import make_text_encoder
+from diffusers_crosswkv.training.batches import InMemoryExamples
+from diffusers_crosswkv.training.checkpoints import checkpoint_folders, load_latest_checkpoint
+from diffusers_crosswkv.training.failures import memory_advice
+
+train = partial(loop_module.train, progress=False)
+DIGITS = fifty_digits()
 
 
 @pytest.fixture
-def make_models(make_unet, tokenizer, noise_schedule):
-    def make(seed=0, **unet_config):
-        torch.manual_seed(seed)
-        return Models(
-            make_unet(seed, randomize=False, **unet_config),
-            make_text_encoder(tokenizer, 24, num_layers=1),
-            tokenizer,
-            noise_schedule,
-            text_prefix="<|endoftext|>",
-        )
-
-    return make
+def models_of(tokenizer):
+    return partial(tiny_models, tokenizer=tokenizer)
 
 
-@pytest.fixture
-def digits():
-    everything = load_digits()
-    return Digits(everything.images[:50], everything.labels[:50])
+def same(a, b):
+    a, b = weights_of(a), weights_of(b)
+    return all(torch.equal(a[name], b[name]) for name in a)
 
 
-def config(folder, **values):
-    defaults = {"max_train_steps": 6, "batch_size": 8, "checkpointing_steps": 2, "lr_warmup_steps": 1}
-    return TrainingConfig(folder, **(defaults | values))
+class At(Callback):
+    """Does something after a step."""
+
+    def __init__(self, step, action):
+        self.number, self.action = step, action
+
+    def step(self, run, metrics):
+        if metrics.step == self.number:
+            self.action(run)
 
 
-def weights(models):
-    return [p.detach().clone() for p in models.parameters()]
+def press_ctrl_c(run):
+    os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_training_on_one_batch_lowers_its_loss(make_models, digits, tmp_path):
-    models = make_models()
-    run = loop_module.Run(config(tmp_path, learning_rate=5e-3), models, digits, loop_module.Accelerator())
-    batch = run.batch(0)
-    losses = []
-    for _ in range(12):
-        losses.append(run.loss(batch).item())
-        run.batch = lambda step: batch
-        run.step(0)
+def test_training_on_one_batch_lowers_its_loss(models_of, tmp_path):
+    config = tiny_config(tmp_path, learning_rate=5e-3, lr_scheduler="constant", caption_dropout=0.0)
+    run = Run(config, models_of(), InMemoryExamples(DIGITS, 4, 0), loop_module.make_accelerator(config))
+    places = next(run.batches())
+    losses = [run.train_step(places).loss for _ in range(12)]
     assert losses[-1] < 0.7 * losses[0]
 
 
-@pytest.mark.parametrize(("dropout", "optimizer"), [(0.0, "adamw"), (0.2, "adamw"), (0.0, "muon")])
-def test_interrupted_and_straight_runs_are_bitwise_equal(
-    make_models, digits, tmp_path, monkeypatch, dropout, optimizer
-):
-    make_models = partial(make_models, dropout=dropout)
-    straight = make_models()
-    train(config(tmp_path / "straight", optimizer=optimizer), straight, digits, progress=False)
+SETTINGS = [
+    {},
+    {"caption_dropout": 0.0, "optimizer": "muon"},
+    {"gradient_accumulation_steps": 2, "ema_decay": 0.0, "data_threads": 0},
+    {"weights": "attn2", "ema_on_cpu": True},
+    {"weights": "lora", "noise_offset": 0.1, "gradient_checkpointing": True},
+    {"weights": "state", "min_snr_gamma": 5.0, "mixed_precision": "bf16"},
+]
 
-    step = loop_module.Run.step
 
-    def press_ctrl_c_in_step_2(run, number):
-        if number == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-        return step(run, number)
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_interrupted_and_straight_runs_are_bitwise_equal(models_of, tmp_path, settings, fresh_precision):
+    models_of = partial(models_of, dropout=0.1)
+    settings = {"checkpointing_steps": 100} | settings
+    losses, straight = Losses(), models_of()
+    whole = train(tiny_config(tmp_path / "a", **settings), straight, DIGITS, callbacks=[losses])
 
-    monkeypatch.setattr(loop_module.Run, "step", press_ctrl_c_in_step_2)
+    first, second = Losses(stop_after=3), Losses()
     with pytest.raises(TrainingInterrupted, match="Stopped after 3 of 6 steps; all is saved"):
-        train(config(tmp_path / "resumed", optimizer=optimizer), make_models(), digits, progress=False)
-    monkeypatch.setattr(loop_module.Run, "step", step)
-    resumed = make_models(seed=5)  # other weights: all must come from the checkpoint
-    train(config(tmp_path / "resumed", optimizer=optimizer), resumed, digits, progress=False)
-    for a, b in zip(weights(straight), weights(resumed), strict=True):
-        assert torch.equal(a, b)
+        train(tiny_config(tmp_path / "b", **settings), models_of(), DIGITS, callbacks=[first])
+    # What is trained comes from the checkpoint alone; the rest has to be the model that was there.
+    seed = 5 if settings.get("weights", "all") == "all" else 0
+    resumed = train(tiny_config(tmp_path / "b", **settings), models_of(seed=seed), DIGITS, callbacks=[second])
+    assert first.values | second.values == losses.values
+    a, b = (result.denoiser.trained_state_dict() for result in (whole, resumed))
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_kill_in_the_middle_loses_nothing_but_steps(make_models, digits, tmp_path, monkeypatch):
-    straight = make_models()
-    train(config(tmp_path / "straight"), straight, digits, progress=False)
-    step = loop_module.Run.step
+def test_a_kill_in_the_middle_loses_nothing_but_steps(models_of, tmp_path):
+    straight = models_of()
+    train(tiny_config(tmp_path / "straight"), straight, DIGITS)
 
-    def killed(run, number):
-        if number == 5:
-            raise RuntimeError("killed")
-        return step(run, number)
+    def killed(run):
+        raise RuntimeError("killed")
 
-    monkeypatch.setattr(loop_module.Run, "step", killed)
     with pytest.raises(RuntimeError, match="killed"):
-        train(config(tmp_path / "killed"), make_models(), digits, progress=False)
-    monkeypatch.setattr(loop_module.Run, "step", step)
-    newest = sorted((tmp_path / "killed/checkpoints").iterdir())[-1]
-    (newest / "unet.safetensors").write_bytes(b"damaged")  # falls back to the one before
-    resumed = make_models(seed=5)
-    train(config(tmp_path / "killed"), resumed, digits, progress=False)
-    for a, b in zip(weights(straight), weights(resumed), strict=True):
-        assert torch.equal(a, b)
+        train(tiny_config(tmp_path / "killed"), models_of(), DIGITS, callbacks=[At(5, killed)])
+    newest = checkpoint_folders(tmp_path / "killed/checkpoints")[-1]
+    (newest / "weights.safetensors").write_bytes(b"damaged")  # falls back to the one before
+    resumed = models_of(seed=5)
+    train(tiny_config(tmp_path / "killed"), resumed, DIGITS)
+    assert same(straight, resumed)
 
 
-def test_a_finished_run_gives_its_weights_again(make_models, digits, tmp_path):
-    first, again = make_models(), make_models(seed=5)
-    train(config(tmp_path), first, digits, progress=False)
-    train(config(tmp_path), again, digits, progress=False)
-    for a, b in zip(weights(first), weights(again), strict=True):
-        assert torch.equal(a, b)
+def test_a_finished_run_gives_its_weights_again(models_of, tmp_path):
+    first, again = models_of(), models_of(seed=5)
+    train(tiny_config(tmp_path), first, DIGITS)
+    train(tiny_config(tmp_path), again, DIGITS)
+    assert same(first, again)
 
 
-def test_checkpoints_of_another_model_are_refused(make_models, digits, tmp_path):
-    train(config(tmp_path), make_models(), digits, progress=False)
-    with pytest.raises(ValueError, match="must be of this unet, but hold another one"):
-        train(config(tmp_path), make_models(layers_per_block=2), digits, progress=False)
-    (tmp_path / "training.json").write_text("{")
+def test_checkpoints_of_another_model_are_refused(models_of, tmp_path):
+    train(tiny_config(tmp_path / "a"), models_of(), DIGITS)
+    with pytest.raises(ValueError, match=r"must be of this model, but hold another one \(.* differs\)"):
+        train(tiny_config(tmp_path / "a"), models_of(layers_per_block=2), DIGITS)
+    (tmp_path / "a/training.json").write_text("{")
     with pytest.raises(ValueError, match=r"training.json is damaged"):
-        train(config(tmp_path), make_models(), digits, progress=False)
+        train(tiny_config(tmp_path / "a"), models_of(), DIGITS)
+    train(tiny_config(tmp_path / "b", weights="lora"), models_of(), DIGITS)
+    with pytest.raises(ValueError, match="weights that are not trained differ"):
+        train(tiny_config(tmp_path / "b", weights="lora"), models_of(seed=5), DIGITS)
 
 
-def test_seconds_add_up_over_calls(make_models, digits, tmp_path):
-    seconds = train(config(tmp_path), make_models(), digits, progress=False)
+def test_seconds_add_up_over_calls(models_of, tmp_path):
+    seconds = train(tiny_config(tmp_path), models_of(), DIGITS).seconds
     assert seconds > 0
-    assert train(config(tmp_path), make_models(), digits, progress=False) == pytest.approx(seconds)
+    assert train(tiny_config(tmp_path), models_of(), DIGITS).seconds == pytest.approx(seconds)
 
 
-def test_the_result_is_the_average_not_the_last_step(make_models, digits, tmp_path):
-    averaged, last = make_models(), make_models()
-    train(config(tmp_path / "a", ema_decay=0.5), averaged, digits, progress=False)
-    train(config(tmp_path / "b", ema_decay=0.0), last, digits, progress=False)
+def test_the_result_is_the_average_not_the_last_step(models_of, tmp_path):
+    averaged, last = models_of(), models_of()
+    train(tiny_config(tmp_path / "a", ema_decay=0.5), averaged, DIGITS)
+    train(tiny_config(tmp_path / "b", ema_decay=0.0), last, DIGITS)
+    checkpoint = load_latest_checkpoint(tmp_path / "a/checkpoints").tensors
+    name = "unet.conv_in.weight"
+    assert torch.equal(averaged.unet.conv_in.weight, checkpoint["ema"][name])
+    assert torch.equal(last.unet.conv_in.weight, checkpoint["weights"][name])
     assert not torch.equal(averaged.unet.conv_in.weight, last.unet.conv_in.weight)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(make_models, digits, tmp_path):
-    models = make_models()
-    models.unet.conv_in.weight.data.fill_(torch.nan)
-    with pytest.raises(FloatingPointError, match=r"loss of step 0 must be finite, got nan; lower `learning_rate`"):
-        train(config(tmp_path), models, digits, progress=False)
+def test_averages_are_lent_and_given_back(models_of, tmp_path):
+    seen = []
+
+    def look(run):
+        before = run.models.unet.conv_in.weight.detach().clone()
+        with run.averaged_weights() as denoiser:
+            seen.append(run.models.unet.conv_in.weight.detach().clone())
+            assert denoiser.unet is run.models.unet and not denoiser.unet.training
+        assert torch.equal(run.models.unet.conv_in.weight, before) and run.models.unet.training
+        assert not torch.equal(seen[0], before)
+
+    watched, alone = models_of(), models_of()
+    train(tiny_config(tmp_path / "a"), watched, DIGITS, callbacks=[At(4, look)])
+    train(tiny_config(tmp_path / "b"), alone, DIGITS)
+    assert seen and same(watched, alone)
 
 
-def test_output_folders(make_models, digits, tmp_path):
+def test_a_batch_in_parts_gives_the_same_losses(models_of, tmp_path):
+    whole, parts = Losses(), Losses()
+    train(tiny_config(tmp_path / "a"), models_of(), DIGITS, callbacks=[whole])
+    train(tiny_config(tmp_path / "b", gradient_accumulation_steps=4), models_of(), DIGITS, callbacks=[parts])
+    assert parts.values == pytest.approx(whole.values, rel=1e-4)
+
+
+def poison(run):
+    """Makes one gradient infinite, once."""
+    weight = run.models.unet.conv_in.weight
+    handle = weight.register_hook(lambda gradient: (handle.remove(), torch.full_like(gradient, torch.inf))[1])
+
+
+def test_a_step_that_is_not_finite_is_left_out(models_of, tmp_path):
+    weights, seen = [], []
+
+    class Watch(Callback):
+        def step(self, run, metrics):
+            weights.append(run.models.unet.conv_in.weight.detach().clone())
+            seen.append((metrics.grad_norm == float("inf"), metrics.bad_steps))
+
+    result = train(tiny_config(tmp_path), models_of(), DIGITS, callbacks=[Watch(), At(2, poison)])
+    assert seen == [(False, 0), (False, 0), (True, 1), (False, 1), (False, 1), (False, 1)]
+    assert torch.equal(weights[1], weights[2]) and not torch.equal(weights[2], weights[3])
+    assert result.tally.bad_steps == 1
+    again = train(tiny_config(tmp_path), models_of(), DIGITS)
+    assert again.tally.bad_steps == 1
+
+
+def test_too_many_bad_steps_end_the_run_and_name_the_last_good_checkpoint(models_of, tmp_path):
+    def poison_for_ever(run):
+        run.models.unet.conv_in.weight.register_hook(lambda gradient: torch.full_like(gradient, torch.nan))
+
+    message = r"were not in the last 3 steps, up to step 5; .*checkpoint-00000004 is the last good checkpoint. Lower"
+    config = partial(tiny_config, max_bad_steps=3)
+    with pytest.raises(FloatingPointError, match=message):
+        train(config(tmp_path / "a"), models_of(), DIGITS, callbacks=[At(2, poison_for_ever)])
+    checkpoint = load_latest_checkpoint(tmp_path / "a/checkpoints")
+    assert all(x.isfinite().all() for of in checkpoint.tensors.values() for x in of.values())
+    broken = models_of()
+    broken.unet.conv_in.weight.data.fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match="There is no checkpoint yet"):
+        train(config(tmp_path / "b", checkpointing_steps=5), broken, DIGITS)
+
+
+class Torn(InMemoryExamples):
+    """Every fourth image cannot be read."""
+
+    def example(self, step, slot, attempt=0):
+        example = super().example(step, slot, attempt)
+        if attempt == 0 and slot == 1:
+            return Example(example.name, example.caption, example.identity, example.size, self.fail)
+        return example
+
+    def fail(self):
+        raise BrokenImage("the file ends too early")
+
+
+def test_images_that_cannot_be_read(models_of, tmp_path):
+    source = Torn(DIGITS, 4, 0)
+    with pytest.raises(TrainingInterrupted):
+        train(tiny_config(tmp_path / "a"), models_of(), source, callbacks=[At(3, press_ctrl_c)])
+    tally = train(tiny_config(tmp_path / "a"), models_of(), source).tally
+    assert (tally.seen, tally.broken) == (24, 6) and set(tally.reasons.values()) == {"the file ends too early"}
+    with pytest.raises(ValueError, match=r"At most 0% of the images may be broken .* but 1 of 5 are"):
+        train(tiny_config(tmp_path / "b", max_bad_images=0.0), models_of(), source)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(models_of, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill_disk(run):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # files end after 10,000 bytes
+
+    straight, models = models_of(), models_of(seed=5)
+    train(tiny_config(tmp_path / "a"), straight, DIGITS)
+    try:
+        with pytest.raises(NoSpaceLeft, match=r"The checkpoint of step 4 could not be written .*00000002 is whole"):
+            train(tiny_config(tmp_path / "b"), models_of(), DIGITS, callbacks=[At(3, fill_disk)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in (tmp_path / "b/checkpoints").iterdir()] == ["checkpoint-00000002"]
+    train(tiny_config(tmp_path / "b"), models, DIGITS)
+    assert same(straight, models)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()], ids=repr)
+def test_out_of_memory(models_of, tmp_path, monkeypatch, error):
+    def full(*arguments):
+        raise error
+
+    monkeypatch.setattr(Run, "loss", full)
+    with pytest.raises(
+        OutOfMemory, match="`gradient_checkpointing` .*; raise `gradient_accumulation_steps` from 1 to 2"
+    ):
+        train(tiny_config(tmp_path), models_of(), DIGITS)
+
+
+def test_an_allocation_that_cannot_be_met(models_of, tmp_path, monkeypatch):
+    monkeypatch.setattr(Run, "loss", lambda *arguments: torch.empty(2**60))
+    with pytest.raises(OutOfMemory):
+        train(tiny_config(tmp_path), models_of(), DIGITS)
+
+
+def test_memory_advice_names_what_is_not_in_use_yet():
+    config = tiny_config("unused", gradient_checkpointing=True, mixed_precision="bf16", weights="lora")
+    assert memory_advice(config, num_processes=4).endswith("most: set `ema_on_cpu`; lower the resolution.")
+
+
+def test_callbacks(models_of, tmp_path):
+    calls = []
+
+    class Diary(Callback):
+        def start(self, run):
+            calls.append(("start", run.step))
+
+        def step(self, run, metrics):
+            assert metrics.step == run.step and metrics.images_per_second > 0 and metrics.learning_rate >= 0
+            calls.append(("step", metrics.step))
+
+        def checkpoint(self, run, folder):
+            assert (folder / "manifest.json").is_file()
+            calls.append(("checkpoint", run.step))
+
+        def end(self, run):
+            calls.append(("end", run.step))
+
+    train(tiny_config(tmp_path, max_train_steps=3), models_of(), DIGITS, callbacks=[Diary()])
+    steps = [("step", 1), ("step", 2), ("checkpoint", 2), ("step", 3), ("checkpoint", 3)]
+    assert calls == [("start", 0), *steps, ("end", 3)]
+    calls.clear()
+    train(tiny_config(tmp_path, max_train_steps=3), models_of(), DIGITS, callbacks=[Diary()])
+    assert calls == [("start", 3), ("end", 3)]
+
+
+def test_output_folders(models_of, tmp_path):
     def start(folder, **values):
-        train(config(folder, **values), make_models(), digits, progress=False)
+        train(tiny_config(folder, **values), models_of(), DIGITS)
 
     (tmp_path / "full").mkdir()
     (tmp_path / "full/thesis.txt").write_text("precious")
@@ -151,10 +297,11 @@ def test_output_folders(make_models, digits, tmp_path):
     with pytest.raises(FileExistsError, match="holds something else"):
         start(tmp_path / "full/thesis.txt")
     assert [p.name for p in (tmp_path / "full").iterdir()] == ["thesis.txt"]
-    start(tmp_path / "run")
-    assert json.loads((tmp_path / "run/training.json").read_text())["max_train_steps"] == 6
-    with pytest.raises(ValueError, match=r"other settings, \{'batch_size': 8\} instead of \{'batch_size': 4\}"):
-        start(tmp_path / "run", batch_size=4)
+    start(tmp_path / "run", max_train_steps=2)
+    assert json.loads((tmp_path / "run/training.json").read_text())["max_train_steps"] == 2
+    with pytest.raises(ValueError, match=r"other settings, \{'batch_size': 4\} instead of \{'batch_size': 8\}"):
+        start(tmp_path / "run", max_train_steps=2, batch_size=8)
+    start(tmp_path / "run", max_train_steps=2, checkpointing_steps=7, data_threads=0)  # of no consequence
 
 
 @pytest.mark.parametrize(
@@ -165,6 +312,12 @@ def test_output_folders(make_models, digits, tmp_path):
         ({"ema_decay": 1.0}, r"`ema_decay` must be in \[0, 1\), got 1.0"),
         ({"caption_dropout": -0.1}, r"`caption_dropout` must be in \[0, 1\], got -0.1"),
         ({"optimizer": "sgd"}, "`optimizer` must be one of adamw, muon, got 'sgd'"),
+        (
+            {"batch_size": 6, "gradient_accumulation_steps": 4},
+            r"must be a multiple of `gradient_accumulation_steps` \(4\)",
+        ),
+        ({"weights": "none"}, "`weights` must be one of all, attn2, lora, state, got 'none'"),
+        ({"min_snr_gamma": 0}, "`min_snr_gamma` must be positive or None, got 0"),
         ({"mixed_precision": "fp8"}, "`mixed_precision` must be one of no, bf16, fp16, got 'fp8'"),
     ],
 )
@@ -173,17 +326,28 @@ def test_bad_settings(values, message):
         TrainingConfig(Path("unused"), **({"max_train_steps": 1} | values))
 
 
-def test_bfloat16(make_models, digits, tmp_path):
+@pytest.fixture
+def fresh_precision():
+    """Accelerate keeps the first precision of a process for good."""
     from accelerate.state import AcceleratorState
 
-    models = make_models()
     AcceleratorState._reset_state()
-    try:
-        train(config(tmp_path, mixed_precision="bf16"), models, digits, progress=False)
-    finally:
-        AcceleratorState._reset_state()
-    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in models.parameters())
+    yield
+    AcceleratorState._reset_state()
+
+
+def test_bfloat16(models_of, tmp_path, fresh_precision):
+    models = models_of()
+    train(tiny_config(tmp_path, mixed_precision="bf16"), models, DIGITS)
+    assert all(x.dtype == torch.float32 and x.isfinite().all() for x in weights_of(models).values())
     inputs = (torch.randn(1, 1, 8, 8), 1, torch.randn(1, 3, 24))
     with torch.no_grad():
         assert models.unet(*inputs).sample.dtype == torch.float32  # autocast does not outlive the run
         assert torch.equal(models.unet(*inputs).sample, copy.deepcopy(models.unet)(*inputs).sample)
+
+
+def test_float16_needs_a_gpu(models_of, tmp_path, fresh_precision):
+    if torch.accelerator.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ValueError, match="`mixed_precision` fp16 needs a GPU, and there is none; use bf16 or no"):
+        train(tiny_config(tmp_path, mixed_precision="fp16"), models_of(), DIGITS)

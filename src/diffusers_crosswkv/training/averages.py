@@ -1,0 +1,56 @@
+"""The running average of the trained weights, which is what a run returns."""
+
+from collections.abc import Mapping
+
+import torch
+from diffusers.training_utils import EMAModel
+from torch import nn
+
+from .sharding import cut_like, local, whole_from_local
+
+
+class Averages:
+    """Diffusers' EMA over named parameters, each process over its own shards.
+
+    Args:
+        decay: share of the old average in the new one, in [0, 1); less in the first steps, as in Diffusers. With 0 the
+            average is the last step, and nothing is kept.
+        on_cpu: keep them in main memory.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float, on_cpu: bool = False):
+        self.parameters, self.on_cpu = dict(parameters), on_cpu
+        self.ema = EMAModel(self._parts(), decay=decay, foreach=True) if decay else None
+
+    def step(self) -> None:
+        if self.ema is not None:
+            self.ema.step(self._parts())
+
+    @torch.no_grad()
+    def _parts(self) -> list[torch.Tensor]:
+        parts = [local(parameter).detach() for parameter in self.parameters.values()]
+        parts = [part.cpu() for part in parts] if self.on_cpu else parts
+        return [
+            part.requires_grad_(parameter.requires_grad)
+            for part, parameter in zip(parts, self.parameters.values(), strict=True)
+        ]
+
+    @torch.no_grad()
+    def whole(self) -> dict[str, torch.Tensor]:
+        """Name to average, whole, on every process; a collective operation if the weights are sharded."""
+        if self.ema is None:
+            return {name: whole_from_local(local(x), x).detach() for name, x in self.parameters.items()}
+        shadows = zip(self.parameters.items(), self.ema.shadow_params, strict=True)
+        return {name: whole_from_local(shadow, parameter) for (name, parameter), shadow in shadows}
+
+    def state_dict(self) -> tuple[dict[str, torch.Tensor], int]:
+        """Whole averages by name, none if the average is the last step, and the number of steps."""
+        return ({}, 0) if self.ema is None else (self.whole(), self.ema.optimization_step)
+
+    @torch.no_grad()
+    def load_state_dict(self, averages: Mapping[str, torch.Tensor], steps: int) -> None:
+        if self.ema is None:
+            return
+        self.ema.optimization_step = steps
+        for (name, parameter), shadow in zip(self.parameters.items(), self.ema.shadow_params, strict=True):
+            shadow.copy_(local(cut_like(averages[name], parameter)))

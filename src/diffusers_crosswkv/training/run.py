@@ -1,0 +1,254 @@
+"""The parts of one run that change from step to step, and what happens in a step."""
+
+import copy
+import dataclasses
+import hashlib
+import math
+import random
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from ..data.examples import ExampleSource
+from .averages import Averages
+from .batches import Batches, Place
+from .callbacks import StepMetrics
+from .checkpoints import checkpoint_folder, load_latest_checkpoint, remove_halves, save_checkpoint
+from .config import TrainingConfig
+from .denoiser import Denoiser, make_denoiser
+from .failures import explained_disk
+from .latents import Latents
+from .models import Models
+from .objective import Objective
+from .optimizers import make_lr_scheduler, make_optimizer
+from .prompts import Prompts
+from .saving import capture, restore
+from .sharding import is_sharded, mean_over_processes, whole
+from .tally import Tally
+
+
+class Run:
+    """A training run between two steps.
+
+    Args:
+        step: optimizer steps done, bad ones included.
+        seconds: that the steps took, those of earlier calls included.
+        denoiser: everything with trained parameters, bare.
+        parameters: the trained ones by name; shards of them if the run is sharded.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        models: Models,
+        source: ExampleSource,
+        accelerator: Accelerator,
+        caches: str | Path | None = None,
+    ):
+        self.config, self.models, self.source, self.accelerator = config, models, source, accelerator
+        self.step, self.seconds = 0, 0.0
+        self.tally = Tally()
+        for network in models.networks().values():
+            network.to(accelerator.device)
+        self.denoiser = make_denoiser(models, config)
+        self.base_digest = digest_of_frozen(self.denoiser)
+        self.objective = Objective(models.scheduler, config)
+        self.latents = Latents(models.vae, caches)
+        self.prompts = Prompts(models.text_encoder, models.tokenizer, models.text_prefix, caches)
+        self.optimizer = make_optimizer(config, self.denoiser)
+        self.lr_scheduler = make_lr_scheduler(config, self.optimizer)
+        self.plain = copy.deepcopy(self.denoiser).cpu() if is_sharded(accelerator) else self.denoiser
+        if config.compile:
+            self.denoiser.unet.compile()
+        self.wrapped, self.prepared_optimizer = accelerator.prepare(self.denoiser, self.optimizer)
+        self.parameters = dict(self.denoiser.trained_parameters())
+        self.averages = Averages(self.parameters, config.ema_decay, config.ema_on_cpu)
+        self.checkpoint_folder: Path | None = None
+
+    @property
+    def scaler(self):
+        """Of losses in fp16, else None."""
+        return self.accelerator.scaler
+
+    def batches(self) -> Iterator[list[Place]]:
+        """This process's share of the steps that are left."""
+        config, accelerator = self.config, self.accelerator
+        slots = range(accelerator.process_index, config.batch_size, accelerator.num_processes)
+        batches = Batches(
+            self.source, self.latents.load, slots, config.caption_dropout, config.seed, config.data_threads
+        )
+        return batches.from_step(self.step, config.max_train_steps)
+
+    def train_step(self, places: Sequence[Place], waited: float = 0.0) -> StepMetrics:
+        """One optimizer step. What the models draw depends on seed and step alone."""
+        started = time.perf_counter()
+        self.tally.count_images(place.broken for place in places)
+        torch.manual_seed(
+            random.Random(f"{self.config.seed}/{self.step}/{self.accelerator.process_index}").getrandbits(63)
+        )
+        (loss,) = mean_over_processes(self.accelerator, [self.backward(places)])
+        grad_norm = whole(self.accelerator.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm)).item()
+        learning_rate = self.optimizer.param_groups[0]["lr"]
+        self.update(good=math.isfinite(loss) and math.isfinite(grad_norm))
+        self.step += 1
+        seconds = time.perf_counter() - started + waited
+        self.seconds += seconds
+        speed = self.config.batch_size / seconds
+        return StepMetrics(self.step, loss, learning_rate, grad_norm, speed, self.tally.bad_steps)
+
+    def backward(self, places: Sequence[Place]) -> float:
+        """Gradients of this process's share, part by part; returns its mean loss."""
+        parts = self.config.gradient_accumulation_steps
+        size, total = len(places) // parts, 0.0
+        for i in range(parts):
+            with ExitStack() as stack:
+                if i + 1 < parts:  # processes exchange gradients with the last part
+                    stack.enter_context(self.accelerator.no_sync(self.wrapped))
+                loss = self.loss(places[i * size : (i + 1) * size]) / parts
+                self.accelerator.backward(loss)
+            total += loss.item()
+        return total
+
+    def loss(self, places: Sequence[Place]) -> torch.Tensor:
+        """Mean loss of some places of the batch."""
+        generators = [torch.Generator().manual_seed(place.seed) for place in places]
+        device = self.accelerator.device
+        latents = self.latents.draw([place.loaded for place in places], generators)
+        drawn = [self.objective.draw(generator, latents[:1].shape) for generator in generators]
+        noise, timesteps = (torch.cat(parts).to(device) for parts in zip(*drawn, strict=True))
+        noisy = self.objective.noisy(latents, noise, timesteps)
+        captions = [place.caption for place in places]
+        with self.accelerator.autocast():
+            if self.denoiser.text_encoder is None:
+                prompt_embeds, mask = self.prompts.encode(captions)
+                prediction = self.wrapped(noisy, timesteps, prompt_embeds, mask)
+            else:
+                prediction = self.wrapped(noisy, timesteps, captions=captions)
+        return self.objective.per_sample(prediction, latents, noise, timesteps).mean()
+
+    def update(self, good: bool) -> None:
+        """Let the optimizer take its step, unless loss or gradient is not finite.
+
+        In fp16 the scaler leaves such steps out itself, and lowers its scale: that is its way, and counted only when
+        there is nothing left to lower.
+        """
+        if good or self.scaler is not None:
+            self.prepared_optimizer.step()
+        counted_good = good or (self.scaler is not None and self.scaler.get_scale() >= 1)
+        self.tally.count_step(counted_good)
+        self.prepared_optimizer.zero_grad()
+        with warnings.catch_warnings():  # PyTorch wants a step of the optimizer before; a bad one is none
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+            self.lr_scheduler.step()
+        if good:
+            self.averages.step()
+
+    def check(self) -> None:
+        """
+        Raises:
+            FloatingPointError: too many bad steps in a row.
+            ValueError: too many images that cannot be read.
+        """
+        if self.tally.bad_in_a_row >= self.config.max_bad_steps:
+            where = (
+                f"{self.checkpoint_folder} is the last good checkpoint"
+                if self.checkpoint_folder
+                else ("There is no checkpoint yet")
+            )
+            raise FloatingPointError(
+                f"Loss and gradient must be finite, but were not in the last {self.tally.bad_in_a_row} steps, up to "
+                f"step {self.step}; {where}. Lower `learning_rate` ({self.config.learning_rate:g}) or `max_grad_norm` "
+                f"({self.config.max_grad_norm:g}), use bf16 rather than fp16, and look at the data of these steps."
+            )
+        self.tally.check_images(self.config.max_bad_images)
+
+    def save(self) -> Path:
+        """Write a checkpoint; called on every process.
+
+        Raises:
+            NoSpaceLeft: it could not be written; the one before is whole.
+        """
+        checkpoint = capture(self)
+        folder = self.config.checkpoints_dir
+        if self.accelerator.is_main_process:
+            with explained_disk(self.step, folder, self.checkpoint_folder):
+                save_checkpoint(folder, checkpoint, self.config.checkpoints_to_keep)
+        self.accelerator.wait_for_everyone()
+        self.checkpoint_folder = checkpoint_folder(folder, self.step)
+        return self.checkpoint_folder
+
+    def resume(self) -> bool:
+        """Load the newest whole checkpoint, if there is one."""
+        folder, checkpoint = self.config.checkpoints_dir, None
+        if self.accelerator.is_main_process:
+            remove_halves(folder)
+            checkpoint = load_latest_checkpoint(folder, warn=self.accelerator.print)
+        if not restore(self, checkpoint):
+            return False
+        self.checkpoint_folder = checkpoint_folder(folder, self.step)
+        self.accelerator.print(f"going on from step {self.step} in {folder}")
+        return True
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[Denoiser]:
+        """The denoiser with averaged weights, in evaluation mode and never sharded, on every process alike.
+
+        Unless the run is sharded, `models` hold them too inside the context; a sharded run gathers a copy.
+        """
+        averages = self.averages.whole()
+        if self.plain is not self.denoiser:
+            self.load_plain(averages)
+            yield self.plain
+            return
+        kept = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        self.denoiser.eval()
+        self.fill(averages)
+        try:
+            yield self.denoiser
+        finally:
+            self.fill(kept)
+            self.denoiser.train()
+
+    @torch.no_grad()
+    def fill(self, values: Mapping[str, torch.Tensor]) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.copy_(values[name])
+
+    @torch.no_grad()
+    def load_plain(self, values: Mapping[str, torch.Tensor]) -> None:
+        self.plain.to(self.accelerator.device).eval()
+        for name, parameter in self.plain.trained_parameters():
+            parameter.copy_(values[name])
+
+    def finish(self) -> Models:
+        """The models with averaged weights; those that were given, unless the run is sharded."""
+        averages = self.averages.whole()
+        self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
+        if self.plain is self.denoiser:
+            self.fill(averages)
+            self.denoiser.eval()
+        else:
+            self.load_plain(averages)
+        text_encoder = self.plain.text_encoder or self.models.text_encoder
+        return dataclasses.replace(self.models, unet=self.plain.unet, text_encoder=text_encoder)
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """A JSON value of each process, in order, on all."""
+        return gather_object([value]) if self.accelerator.num_processes > 1 else [value]
+
+
+def digest_of_frozen(denoiser: Denoiser) -> str:
+    """Tells apart the models that a LoRA, a state or some layers are trained on."""
+    digest = hashlib.sha256()
+    for name, parameter in denoiser.named_parameters():
+        if not parameter.requires_grad:
+            digest.update(name.encode())
+            digest.update(parameter.detach().flatten()[:64].float().cpu().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,108 @@
+"""Processes and shards: what Accelerate is told, and whole tensors out of sharded ones and back."""
+
+import os
+from collections.abc import Iterable
+
+import torch
+import torch.distributed
+from accelerate import Accelerator, DistributedDataParallelKwargs, FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from .config import TrainingConfig
+
+
+def make_accelerator(config: TrainingConfig, **options) -> Accelerator:
+    """Accelerate as `accelerate launch` configured it, with the run's precision; `options` are passed on.
+
+    Accelerate shards (FSDP) on accelerators alone; asked for it by `ACCELERATE_USE_FSDP` on several CPU processes, we
+    make it shard there too: that is slow, and exact, so it shows what sharding does without a GPU.
+
+    Raises:
+        ValueError: the precision or the number of processes does not fit.
+    """
+    unused = DistributedDataParallelKwargs(
+        find_unused_parameters=config.weights == "all" and config.train_text_encoder
+    )
+    if config.mixed_precision == "fp16" and not torch.accelerator.is_available():
+        raise ValueError("`mixed_precision` fp16 needs a GPU, and there is none; use bf16 or no.")
+    accelerator = Accelerator(mixed_precision=config.mixed_precision, kwargs_handlers=[unused], **options)
+    parts = accelerator.num_processes * config.gradient_accumulation_steps
+    if config.batch_size % parts:
+        raise ValueError(
+            f"`batch_size` must be a multiple of the number of processes times `gradient_accumulation_steps`, got "
+            f"{config.batch_size} and {accelerator.num_processes} * {config.gradient_accumulation_steps}; "
+            f"{-(-config.batch_size // parts) * parts} would do."
+        )
+    wanted = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if wanted and accelerator.distributed_type == DistributedType.MULTI_CPU:
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()  # reads what the launcher has set
+        accelerator.state.distributed_type = DistributedType.FSDP
+    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise ValueError("Sharded training needs `fsdp_version: 2` in the Accelerate configuration, got 1.")
+    if is_sharded(accelerator) and config.optimizer not in ("adamw",):
+        raise ValueError(f"Sharded training needs `optimizer` adamw, got {config.optimizer}.")
+    return accelerator
+
+
+def is_sharded(accelerator: Accelerator) -> bool:
+    return accelerator.distributed_type == DistributedType.FSDP
+
+
+def local(x: torch.Tensor) -> torch.Tensor:
+    """The part of a tensor that this process has: all of it unless it is sharded."""
+    return x.to_local() if isinstance(x, DTensor) else x
+
+
+def whole(x: torch.Tensor) -> torch.Tensor:
+    """All of a tensor, on every process; a collective operation if it is sharded."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def whole_from_local(part: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """All of what each process has a part of, cut as `like` is."""
+    if not isinstance(like, DTensor):
+        return part
+    sharded = DTensor.from_local(
+        part.to(like.device), like.device_mesh, like.placements, shape=like.shape, stride=like.stride()
+    )
+    return sharded.full_tensor()
+
+
+def cut_like(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A whole tensor, the same on every process, on the device of `like` and sharded as it is."""
+    x = x.to(like.device)
+    return distribute_tensor(x, like.device_mesh, like.placements) if isinstance(like, DTensor) else x
+
+
+def from_main(accelerator: Accelerator, value):
+    """A JSON value, or None, of the main process, on all."""
+    if accelerator.num_processes == 1:
+        return value
+    box = [value]
+    torch.distributed.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def tensors_from_main(accelerator: Accelerator, tensors: dict[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
+    """Tensors that the main process has read, on all; others pass None."""
+    if accelerator.num_processes == 1:
+        assert tensors is not None
+        return tensors
+    described = tensors and {name: (list(x.shape), str(x.dtype).removeprefix("torch.")) for name, x in tensors.items()}
+    received = {}
+    for name, (shape, dtype) in from_main(accelerator, described).items():
+        x = tensors[name] if tensors else torch.empty(shape, dtype=getattr(torch, dtype))
+        x = x.to(accelerator.device).contiguous()
+        torch.distributed.broadcast(x, src=0)
+        received[name] = x.cpu()
+    return received
+
+
+def mean_over_processes(accelerator: Accelerator, values: Iterable[float]) -> list[float]:
+    """Of each number, the mean over all processes."""
+    if accelerator.num_processes == 1:
+        return list(values)
+    x = torch.tensor(list(values), dtype=torch.float64, device=accelerator.device)
+    torch.distributed.all_reduce(x)
+    return (x / accelerator.num_processes).tolist()

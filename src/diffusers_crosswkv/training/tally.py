@@ -1,0 +1,70 @@
+"""What went wrong without ending the run: counted, kept over interruptions, told at the end."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+NAMED_AT_MOST = 1000
+SHARE_COUNTS_FROM = 100  # images: a share of fewer says little
+
+
+@dataclass
+class Tally:
+    """Counts of one process.
+
+    Args:
+        seen: places that were filled.
+        broken: places whose first image could not be read.
+        reasons: name and reason of each of those images, the first `NAMED_AT_MOST`.
+        bad_steps: steps without a finite loss and gradient.
+        bad_in_a_row: of those, the latest ones without a good one between.
+    """
+
+    seen: int = 0
+    broken: int = 0
+    reasons: dict[str, str] = field(default_factory=dict)
+    bad_steps: int = 0
+    bad_in_a_row: int = 0
+
+    def count_images(self, broken_of_places: Iterable[Iterable[tuple[str, str]]]) -> None:
+        for broken in broken_of_places:
+            self.seen += 1
+            for name, reason in broken:
+                self.broken += 1
+                if len(self.reasons) < NAMED_AT_MOST:
+                    self.reasons[name] = reason
+
+    def count_step(self, good: bool) -> None:
+        self.bad_steps += not good
+        self.bad_in_a_row = 0 if good else self.bad_in_a_row + 1
+
+    def check_images(self, most: float) -> None:
+        """
+        Raises:
+            ValueError: the share of images that cannot be read is above `most`.
+        """
+        if self.broken > most * max(self.seen, SHARE_COUNTS_FROM):
+            kinds = Counter(self.reasons.values()).most_common(3)
+            name, reason = next(iter(self.reasons.items()))
+            raise ValueError(
+                f"At most {most:.0%} of the images may be broken (`max_bad_images`), but {self.broken} of "
+                f"{self.seen + self.broken} are, such as {name}: {reason}. "
+                f"Most frequent: {', '.join(f'{kind} ({count})' for kind, count in kinds)}. "
+                "Mend or remove them, or allow more."
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": self.seen, "broken": self.broken, "reasons": self.reasons, "bad_steps": self.bad_steps}
+
+    def load_state_dict(self, values: dict[str, Any]) -> None:
+        self.seen, self.broken, self.bad_steps = (int(values[name]) for name in ("seen", "broken", "bad_steps"))
+        self.reasons = dict(values["reasons"])
+
+
+def add_up(tallies: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """The state of all processes' tallies as one; the number of bad steps is the same in all."""
+    states = list(tallies)
+    reasons = {name: reason for state in states for name, reason in state["reasons"].items()}
+    totals = {name: sum(state[name] for state in states) for name in ("seen", "broken")}
+    return totals | {"reasons": dict(list(reasons.items())[:NAMED_AT_MOST]), "bad_steps": states[0]["bad_steps"]}

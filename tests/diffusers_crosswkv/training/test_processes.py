@@ -1,0 +1,68 @@
+"""Several processes (gloo on a CPU) train as one does: replicated (DDP) and sharded (FSDP2)."""
+
+import json
+
+import pytest
+from training_process import Losses, fifty_digits, start, tiny_config, tiny_models, weights_of
+
+from diffusers_crosswkv.training import train
+
+TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+SHARDED = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": "ResnetBlock2D,FeedForward",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Losses and weights of one process with batches of 4."""
+    losses, models = Losses(), tiny_models()
+    train(tiny_config(tmp_path_factory.mktemp("alone")), models, fifty_digits(), callbacks=[losses], progress=False)
+    return losses.values, weights_of(models)
+
+
+def run_two(monkeypatch, folder, environment=None, parameters="Parameter", **settings):
+    """Two processes with batches of 2 each; returns the losses that they report.
+
+    `parameters`: the class that the U-Net's must have while they are trained.
+    """
+    for name, value in ({"ACCELERATE_USE_CPU": "true"} | (environment or {})).items():
+        monkeypatch.setenv(name, value)
+    report = folder.with_suffix(".json")
+    process = start({"output_dir": str(folder)} | settings, str(report), launcher=TWO)
+    output = process.communicate(timeout=240)[0]
+    assert process.returncode == 0, output
+    assert f"training {parameters} in 2 processes" in output
+    for name in SHARDED:
+        monkeypatch.delenv(name, raising=False)
+    return {int(step): loss for step, loss in json.loads(report.read_text()).items()}
+
+
+def assert_like_one_process(alone, losses, folder, first=1):
+    """Losses agree to rounding, and so do the weights, read by one process from the checkpoint of two."""
+    expected_losses, expected = alone
+    assert losses == pytest.approx({step: expected_losses[step] for step in range(first, 7)}, rel=1e-4)
+    models = tiny_models(seed=5)
+    train(tiny_config(folder), models, fifty_digits(), progress=False)
+    got = weights_of(models)
+    difference = sum((got[name] - x).square().sum() for name, x in expected.items()).sqrt()
+    moved = sum(
+        (x - y).square().sum() for x, y in zip(expected.values(), weights_of(tiny_models()).values(), strict=True)
+    )
+    assert difference < 1e-2 * moved.sqrt()
+
+
+def test_two_processes_train_as_one(alone, monkeypatch, tmp_path):
+    losses = run_two(monkeypatch, tmp_path / "run")
+    assert_like_one_process(alone, losses, tmp_path / "run")
+
+
+def test_shards_save_and_resume(alone, monkeypatch, tmp_path):
+    first = run_two(monkeypatch, tmp_path / "run", SHARDED, "DTensor", stop_after=3)
+    second = run_two(monkeypatch, tmp_path / "run", SHARDED, "DTensor")
+    assert sorted(first) == [1, 2, 3] and sorted(second) == [4, 5, 6]
+    assert_like_one_process(alone, first | second, tmp_path / "run")

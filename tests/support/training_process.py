@@ -1,0 +1,93 @@
+"""A small training run that tests of processes, signals and shards start, here or as a script in processes of its own.
+
+python training_process.py '{"output_dir": ..., "max_train_steps": 6}' [folder for what each process reports]
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from diffusers import DDPMScheduler
+from unets import SMALL_UNET
+
+from diffusers_crosswkv import DIR7UNet2DConditionModel
+from diffusers_crosswkv.data.digits import Digits, all_captions, load_digits
+from diffusers_crosswkv.training import Callback, Models, TrainingConfig, TrainingInterrupted, train
+from diffusers_crosswkv.training.text import fit_tokenizer, make_text_encoder
+
+SETTINGS = {"max_train_steps": 6, "batch_size": 4, "checkpointing_steps": 2, "lr_warmup_steps": 1}
+SUPPORT = Path(__file__).parent
+
+
+def tiny_models(seed=0, tokenizer=None, **unet_config):
+    torch.manual_seed(seed)
+    tokenizer = tokenizer or fit_tokenizer(all_captions())
+    return Models(
+        DIR7UNet2DConditionModel(**{**SMALL_UNET, **unet_config}),
+        make_text_encoder(tokenizer, SMALL_UNET["cross_attention_dim"], num_layers=1),
+        tokenizer,
+        DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction"),
+        text_prefix="<|endoftext|>",
+    )
+
+
+def fifty_digits():
+    everything = load_digits()
+    return Digits(everything.images[:50], everything.labels[:50])
+
+
+def tiny_config(folder, **values):
+    return TrainingConfig(folder, **(SETTINGS | values))
+
+
+class Losses(Callback):
+    """Keeps the loss of every step; asks for a stop after one of them as Ctrl-C does."""
+
+    def __init__(self, file=None, stop_after=None):
+        self.values, self.file, self.stop_after = {}, file, stop_after
+
+    def start(self, run):
+        kind = type(run.denoiser.unet.conv_in.weight).__name__
+        run.accelerator.print(f"training {kind} in {run.accelerator.num_processes} processes")
+
+    def step(self, run, metrics):
+        self.values[metrics.step] = metrics.loss
+        if self.file is not None and run.accelerator.is_main_process:
+            Path(self.file).write_text(json.dumps(self.values))
+        if metrics.step == self.stop_after and run.accelerator.is_main_process:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def weights_of(models):
+    return {
+        f"{name}.{key}": x.detach().clone()
+        for name in ("unet", "text_encoder")
+        for key, x in getattr(models, name).named_parameters()
+    }
+
+
+def start(settings, *arguments, launcher=()):
+    """A process that trains; `launcher` such as torchrun's arguments."""
+    paths = [str(SUPPORT), *sys.path]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *launcher, str(SUPPORT / "training_process.py"), json.dumps(settings), *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def main():
+    torch.set_num_threads(1)
+    settings = json.loads(sys.argv[1])
+    losses = Losses(sys.argv[2] if len(sys.argv) > 2 else None, settings.pop("stop_after", None))
+    folder = settings.pop("output_dir")
+    try:
+        train(tiny_config(folder, **settings), tiny_models(), fifty_digits(), callbacks=[losses], progress=False)
+    except TrainingInterrupted as stopped:
+        print(stopped)
+
+
+if __name__ == "__main__":
+    main()
