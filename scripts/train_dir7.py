@@ -13,6 +13,9 @@ import sys
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from diffusers_crosswkv.finetuning import finetune, parse_settings, try_out
+from diffusers_crosswkv.training import OutOfMemory
+
+EXPLAINED = (OSError, ValueError, ImportError, FloatingPointError, OutOfMemory, HfHubHTTPError, OfflineModeIsEnabled)
 
 
 def main() -> int:
@@ -22,7 +25,7 @@ def main() -> int:
     except KeyboardInterrupt as stopped:
         print(f"{stopped or 'Stopped.'} Run the same command to go on.")
         return 130
-    except (OSError, ValueError, ImportError, RuntimeError, FloatingPointError, HfHubHTTPError, OfflineModeIsEnabled) as error:
+    except EXPLAINED as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if report is not None:

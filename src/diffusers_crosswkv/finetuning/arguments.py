@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 
 from ..data.config import DataConfig
 from ..data.geometry import CROPS
@@ -40,7 +40,11 @@ GROUPS: dict[str, type] = {
     "hub": HubSettings,
 }
 CHOICES = {**training_config.CHOICES, "fusion": FUSIONS, "prediction_type": PREDICTION_TYPES, "crop": CROPS}
-RENAMED = {("data", "revision"): "data_revision", ("data", "split"): "data_split", ("data", "config_name"): "data_config"}
+RENAMED = {
+    ("data", "revision"): "data_revision",
+    ("data", "split"): "data_split",
+    ("data", "config_name"): "data_config",
+}
 HIDDEN = {("data", "holdout_examples")}  # said as `validation_examples`, which may be left open
 FIELDS = {
     RENAMED.get((group, field.name), field.name): (group, field)
@@ -183,7 +187,9 @@ def make_parser() -> argparse.ArgumentParser:
         helps, hints = argument_helps(cls), typing.get_type_hints(cls)
         for name, (of_group, field) in FIELDS.items():
             if of_group == group:
-                section.add_argument(f"--{name}", **argument_options(name, field, hints[field.name], helps[field.name]))
+                section.add_argument(
+                    f"--{name}", **argument_options(name, field, hints[field.name], helps[field.name])
+                )
     return parser
 
 
@@ -223,7 +229,11 @@ def argument_helps(cls: type) -> dict[str, str]:
     section = re.search(r"^Args:\n((?:[ ]+.*\n?|\n)*)", docstring, re.MULTILINE)
     entries = re.findall(r"^ {4}(\w[\w, ]*): (.*(?:\n {8}.*)*)", section[1] if section else "", re.MULTILINE)
     plain = {
-        name.strip(): " ".join(text.split()).replace("`", "").replace(" (free)", "").replace("%", "%%").removesuffix(".")
+        name.strip(): " ".join(text.split())
+        .replace("`", "")
+        .replace(" (free)", "")
+        .replace("%", "%%")
+        .removesuffix(".")
         for names, text in entries
         for name in names.split(",")
     }

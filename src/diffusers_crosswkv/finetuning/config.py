@@ -4,10 +4,10 @@ import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..data.config import DataConfig
 from ..generation.config import check_model_path, looks_like_path, read_prompts
+from ..presets import preset_names
 from ..training import TrainingConfig
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow")
@@ -32,7 +32,8 @@ class ModelSettings:
         prediction_type: epsilon, v_prediction, sample or flow; the pipeline's own if not given, v_prediction from
             scratch.
         zero_terminal_snr: a noise schedule that ends in noise alone (arXiv:2305.08891).
-        prepend_endoftext: put <|endoftext|> before every caption, as the paper does; as the pipeline does if not given.
+        prepend_endoftext: put <|endoftext|> before every caption, as the paper does; if not given, as the pipeline
+            does.
     """
 
     model: str | None = None
@@ -57,6 +58,10 @@ class ModelSettings:
             raise ValueError(
                 "Training must start from `--model` (a DIR-7 or Stable Diffusion pipeline) or `--from_scratch` (a "
                 f"preset), one of them; got {'both' if self.model else 'neither'}."
+            )
+        if self.from_scratch is not None and self.from_scratch not in preset_names():
+            raise ValueError(
+                f"`from_scratch` must be one of the presets {', '.join(preset_names())}, got {self.from_scratch!r}."
             )
         if self.model is not None:
             check_model_path(self.model)

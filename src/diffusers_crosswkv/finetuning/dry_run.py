@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import os
 import resource
 import shutil
 import sys
@@ -22,12 +21,11 @@ from ..hub.card import duration
 from ..models.text_windows import window_length
 from ..training import train
 from ..training.callbacks import Callback, StepMetrics
-from ..training.config import claim_output_dir
 from ..training.sharding import make_accelerator
 from .config import FinetuningConfig
 from .preparation import CAPTIONS_READ, Prepared, describe_start, prepare, read_captions
 from .report import Skipped
-from .run import check_before
+from .run import check_before, nearest_folder
 
 STEPS = 2  # the first one is slow: memory is allocated, kernels are chosen
 ADAM_STATES = 2
@@ -50,7 +48,7 @@ class DryRun:
 class Watch(Callback):
     """Keeps the metrics of each step."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.metrics: list[StepMetrics] = []
 
     def step(self, run, metrics: StepMetrics) -> None:
@@ -70,11 +68,12 @@ def try_out(config: FinetuningConfig, progress: bool = True) -> DryRun | None:
     accelerator = make_accelerator(config.training)
     if accelerator.is_main_process:
         check_before(config)
-        check_output_dir(config)
     prepared = prepare(config, accelerator, progress)
     data = describe_data(config, prepared)
     captions = describe_captions(config, prepared)
-    with tempfile.TemporaryDirectory(dir=nearest_folder(Path(config.training.output_dir)), prefix=".dry-run-") as scratch:
+    with tempfile.TemporaryDirectory(
+        dir=nearest_folder(Path(config.training.output_dir)), prefix=".dry-run-"
+    ) as scratch:
         training = dataclasses.replace(
             config.training, output_dir=Path(scratch, "run"), max_train_steps=STEPS, checkpointing_steps=STEPS
         )
@@ -100,31 +99,15 @@ def try_out(config: FinetuningConfig, progress: bool = True) -> DryRun | None:
         ("captions", captions),
         ("model", describe_model(trained.denoiser, prepared)),
         ("memory", describe_memory(trained.denoiser, config, accelerator, peak)),
-        ("step", f"{seconds:.3g} s, {watch.metrics[-1].images_per_second:.3g} images/s, loss {watch.metrics[-1].loss:.4g}"),
+        (
+            "step",
+            f"{seconds:.3g} s, {watch.metrics[-1].images_per_second:.3g} images/s, loss {watch.metrics[-1].loss:.4g}",
+        ),
         ("full run", describe_length(config, prepared, seconds)),
         ("disk", disk),
         ("output", describe_output(config)),
     )
     return DryRun(findings, tuple(problems))
-
-
-def check_output_dir(config: FinetuningConfig) -> None:
-    """Refuse a folder that a training could not use, and change nothing.
-
-    Raises:
-        FileExistsError, PermissionError, ValueError: see [`claim_output_dir`].
-    """
-    folder = Path(config.training.output_dir)
-    if holds_something(folder):
-        claim_output_dir(config.training)  # writes nothing where there is something
-    nearest = nearest_folder(folder)
-    if not os.access(nearest, os.W_OK):
-        raise PermissionError(f"{nearest} must be a folder that you may write to.")
-
-
-def nearest_folder(path: Path) -> Path:
-    """The first of a path and its parents that is there."""
-    return next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
 
 
 def describe_data(config: FinetuningConfig, prepared: Prepared) -> str:
@@ -138,7 +121,9 @@ def describe_data(config: FinetuningConfig, prepared: Prepared) -> str:
         lines.append(f"{len(data.holdout):,} more are held out for the validation loss")
     lines += [f"left out: {line}" for line in Skipped.of(data.findings()).lines()]
     enlarged = len(data.remarks)
-    lines += [f"{enlarged:,} are smaller than that and will be enlarged ({data.remarks[0][0]}, ...)"] if enlarged else []
+    lines += (
+        [f"{enlarged:,} are smaller than that and will be enlarged ({data.remarks[0][0]}, ...)"] if enlarged else []
+    )
     return indented(lines)
 
 
@@ -149,8 +134,8 @@ def describe_captions(config: FinetuningConfig, prepared: Prepared) -> str:
     texts = itertools.islice(read_captions(prepared.data, config.training.batch_size), CAPTIONS_READ)
     if config.data.streaming:  # what was read is read again by the steps, which must begin where they would
         texts = itertools.islice(texts, config.training.batch_size)
-    texts = [models.text_prefix + text for text in texts]
-    lengths = [len(ids) for ids in models.tokenizer(texts, verbose=False).input_ids]
+    prefixed = [models.text_prefix + text for text in texts]
+    lengths = [len(ids) for ids in models.tokenizer(prefixed, verbose=False).input_ids]
     long = sum(length > window for length in lengths)
     lines = [f"{median(lengths):.0f} tokens in the middle, {max(lengths):,} at most, of {len(lengths):,} looked at"]
     if long:
@@ -180,13 +165,16 @@ def describe_memory(denoiser: nn.Module, config: FinetuningConfig, accelerator: 
     highest = f"highest in a step: {size(peak)}"
     if accelerator.device.type == "cuda":
         highest += f" of {size(torch.cuda.get_device_properties(accelerator.device).total_memory)}"
-    return f"{', '.join(parts)}; {highest}{'' if accelerator.device.type == 'cuda' else ', Python and libraries included'}"
+    else:
+        highest += ", Python and libraries included"
+    return f"{', '.join(parts)}; {highest}"
 
 
 def describe_length(config: FinetuningConfig, prepared: Prepared, seconds: float) -> str:
     training, examples = config.training, prepared.data.examples_per_epoch
     epochs = f", {training.max_train_steps * training.batch_size / examples:.3g} epochs" if examples else ""
-    return f"{training.max_train_steps:,} steps{epochs}: about {duration(training.max_train_steps * seconds)}, without validation"
+    total = duration(training.max_train_steps * seconds)
+    return f"{training.max_train_steps:,} steps{epochs}: about {total}, without validation"
 
 
 def describe_disk(config: FinetuningConfig, checkpoint: int, prepared: Prepared) -> tuple[int, int, str]:

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from ..evaluation.plots import finish, plt
 
 SMOOTHED, RAW, VALIDATION = "#d1495b", "#d9d9d9", "#00798c"
+SMOOTHED_PART = 50  # of the run
 SHOWN_QUANTILE = 0.995  # of the raw losses: a few spikes shall not flatten the rest
 
 
@@ -23,15 +25,18 @@ def plot_loss(path: Path, entries: Sequence[Mapping[str, Any]], title: str) -> N
     at, validation = columns(entries, "validation_loss")
     figure, axes = plt.subplots(figsize=(7.2, 4.2))
     if len(steps):
-        axes.plot(steps, losses, color=RAW, lw=0.8, label="each step", marker="." if len(steps) < 30 else None)
-        window = max(len(steps) // 50, 1)
-        axes.plot(steps, smoothed(losses, window), color=SMOOTHED, lw=1.6, label=f"mean of {window} steps before")
+        window = len(steps) // SMOOTHED_PART
+        colour = RAW if window > 1 else SMOOTHED
+        axes.plot(steps, losses, color=colour, lw=0.8, label="training", marker="." if len(steps) < 30 else None)
+        if window > 1:
+            axes.plot(steps, smoothed(losses, window), color=SMOOTHED, lw=1.6, label=f"training, mean of {window}")
         top = np.quantile(np.concatenate([losses, validation]), SHOWN_QUANTILE)
         bottom = min(losses.min(), *validation) if len(validation) else losses.min()
         room = 0.08 * (top - bottom) or 1.0
         axes.set_ylim(max(0.0, bottom - room), top + room)
     if len(at):
         axes.plot(at, validation, color=VALIDATION, lw=1.4, marker="o", ms=4, label="held-out examples")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
     axes.set_title(title, fontsize=10)

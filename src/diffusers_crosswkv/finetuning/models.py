@@ -179,8 +179,8 @@ def check_index(name: str, folder: Path) -> str:
         )
     if "text_encoder_2" in there:
         raise ValueError(
-            f"{name} has two text encoders ({index['_class_name']}); training here takes one: Stable Diffusion 1 and 2, "
-            "or DIR-7."
+            f"{name} has two text encoders ({index['_class_name']}); training here takes one: Stable Diffusion 1 "
+            "and 2, or DIR-7."
         )
     missing = [key for key in ("text_encoder", "tokenizer") if key not in there]
     if missing:

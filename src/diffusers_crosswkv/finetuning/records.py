@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -88,7 +89,7 @@ class Trackers:
         plain = {name: x if isinstance(x, bool | int | float | str) else str(x) for name, x in settings.items()}
         for name in self.names:
             cls = LOGGER_TYPE_TO_CLASS[name]
-            options = {"logging_dir": self.folder} if cls.requires_logging_directory else {}
+            options: dict[str, Any] = {"logging_dir": self.folder} if cls.requires_logging_directory else {}
             options |= {"purge_step": step + 1} if name == "tensorboard" and step else {}
             tracker = cls(self.run_name, **options)
             tracker.start()
@@ -160,8 +161,9 @@ class Records(Callback):
         if self.is_main and metrics.step % self.log_every == 0:
             values = dataclasses.asdict(metrics)
             step = values.pop("step")
-            self.metrics.write(step=step, **finite(values), seconds=self.seconds())
-            self.trackers.log(finite(values), step)
+            known = {name: value for name, value in values.items() if math.isfinite(value)}
+            self.metrics.write(step=step, **{**dict.fromkeys(values), **known}, seconds=self.seconds())
+            self.trackers.log(known, step)
 
     def validation(self, step: int, **values: float) -> None:
         """Enter what a validation found; on the main process alone."""
@@ -186,8 +188,3 @@ class Records(Callback):
     def seconds(self) -> float:
         """Since the run began, without the time between interruptions."""
         return round(self.seconds_before + time.monotonic() - self.started, 3)
-
-
-def finite(values: Mapping[str, float]) -> dict[str, float | None]:
-    """JSON has no NaN: a number that is none becomes null."""
-    return {name: None if x != x or x in (float("inf"), float("-inf")) else x for name, x in values.items()}

@@ -46,5 +46,8 @@ def save_result(start: Start, trained: TrainingResult, weights: str, output_dir:
 
 def example(start: Start, path: Path, weights: str, prompt: str) -> str:
     """A command that draws with the result."""
-    model = {"lora": ["--model", start.base_model, "--lora", path], "state": ["--model", start.base_model, "--prompt-state", path]}
+    model = {
+        "lora": ["--model", start.base_model, "--lora", path],
+        "state": ["--model", start.base_model, "--prompt-state", path],
+    }
     return shlex.join(map(str, ["python", "scripts/generate.py", *model.get(weights, ["--model", path]), prompt]))

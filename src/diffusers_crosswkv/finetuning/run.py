@@ -1,13 +1,13 @@
 """A training from its settings to a saved and published result."""
 
 import json
-from dataclasses import dataclass
+import os
 from pathlib import Path
 
 from accelerate import Accelerator
 
 from ..environment import environment
-from ..files import write_json
+from ..files import holds_something, write_json
 from ..hub import FROM_SCRATCH, ModelFacts, Pushed, check_may_push, push_to_hub, save_facts
 from ..hub.facts import REPOSITORY_ID
 from ..training import TrainingResult, train
@@ -92,10 +92,31 @@ def finetune(config: FinetuningConfig, progress: bool = True) -> FinetuningRepor
 
 def check_before(config: FinetuningConfig) -> str | None:
     """What would be a pity to find out after hours; returns where the result will be published, if it will."""
+    check_output_dir(config)
     check_trackers(config.records.trackers)
     if not config.hub.push_to_hub:
         return None
     return check_may_push(config.hub.hub_model_id or Path(config.training.output_dir).name, config.hub.hub_token)
+
+
+def check_output_dir(config: FinetuningConfig) -> None:
+    """Refuse a folder that a training could not use, and change nothing.
+
+    Raises:
+        FileExistsError, PermissionError, ValueError: see [`claim_output_dir`].
+    """
+    folder = Path(config.training.output_dir)
+    if holds_something(folder):
+        claim_output_dir(config.training)  # writes nothing where there is something
+        check_settings(config)
+    nearest = nearest_folder(folder)
+    if not os.access(nearest, os.W_OK):
+        raise PermissionError(f"{nearest} must be a folder that you may write to.")
+
+
+def nearest_folder(path: Path) -> Path:
+    """The first of a path and its parents that is there."""
+    return next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
 
 
 def claim(config: FinetuningConfig) -> None:
@@ -105,6 +126,12 @@ def claim(config: FinetuningConfig) -> None:
         FileExistsError, ValueError: it holds something else, or a run with other settings.
     """
     claim_output_dir(config.training)
+    check_settings(config)
+    write_json(Path(config.training.output_dir, SETTINGS_FILE), flat_settings(config), indent=2)
+
+
+def check_settings(config: FinetuningConfig) -> None:
+    """Raises ValueError if the folder holds a run with other settings than these, beside those of `TrainingConfig`."""
     path, settings = Path(config.training.output_dir, SETTINGS_FILE), flat_settings(config)
     if path.is_file():
         stored = json.loads(path.read_text(encoding="utf-8"))
@@ -115,7 +142,6 @@ def claim(config: FinetuningConfig) -> None:
                 f"{path.parent} holds a run with other settings, {was} instead of {now}; use the same settings to go "
                 "on, or another `output_dir`."
             )
-    write_json(path, settings, indent=2)
 
 
 def make_records(config: FinetuningConfig) -> Records:
@@ -153,7 +179,7 @@ def finish(
         example=saved.example,
         loss_plot=plot,
         pictures=latest_picture(folder),
-        url=pushed and pushed.url,
+        url=None if pushed is None else pushed.url,
     )
 
 
@@ -181,13 +207,14 @@ def facts_of(
     hardware = f"{where['threads']} of {where['cores']} CPU cores" if on_cpu else str(where["device"])
     count = accelerator.num_processes
     examples = prepared.data.examples_per_epoch
+    number = "a stream" if examples is None else f"{examples:,} images"
     name = Path(config.data.data).name if Path(config.data.data).exists() else config.data.data
     what = {"all": "all weights", "attn2": "cross-attention", "lora": "LoRA", "state": "initial states"}
     return ModelFacts(
         license=config.hub.license,
         base_model=base if base == FROM_SCRATCH or is_hub_id else None,
         datasets=(name,) if is_dataset_id(config) else (),
-        data=f"{name}, {'a stream' if examples is None else f'{examples:,} images'}, {prepared.data_config.resolution} px",
+        data=f"{name}, {number}, {prepared.data_config.resolution} px",
         captions=None if config.data.captions == "text" else f"made by `{config.data.captions}`",
         steps=trained.steps,
         batch_size=config.training.batch_size,

@@ -35,7 +35,8 @@ def make_model_card(
     Args:
         facts: what is known of the model.
         repo_id: `user/name`, where it will lie.
-        saved: what [`read_saved_pipeline`] or [`read_saved_adapter`] read; the rows about the model are left out without it.
+        saved: what [`read_saved_pipeline`] or [`read_saved_adapter`] read; the rows about the
+            model are left out without it.
         images: `{prompt: path in the repository}` of sample images, for the gallery.
         grid: path in the repository of one picture of many samples.
 
@@ -54,7 +55,7 @@ def make_model_card(
         card_data(facts, repo_id, images or {}, adapter),
         template_str=template(),
         name=facts.name or repo_id.split("/")[-1],
-        summary=facts.summary or SUMMARIES[adapter and adapter.kind],
+        summary=facts.summary or SUMMARIES[adapter.kind if adapter else None],
         grid=grid,
         repo_id=repo_id,
         call=", ".join(call),

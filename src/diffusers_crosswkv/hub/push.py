@@ -54,7 +54,7 @@ def push_to_hub(
 ) -> Pushed:
     """Publish a pipeline that `save_pretrained` wrote, a LoRA or a prompt state, with model card and sample images.
 
-    What is published is checked first, and nothing is sent if it is not complete or not safe. All files go in one commit.
+    It is checked first, and nothing is sent if it is not complete or not safe. All files go in one commit.
     An interrupted upload is taken up by the same call: large files that arrived are not sent again.
 
     Args:
