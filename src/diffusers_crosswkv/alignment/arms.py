@@ -133,4 +133,4 @@ def matched_width(arm: Arm, preset: Preset) -> int:
 def count_parameters(arm: Arm, preset: Preset, mlp_width: int = NARROWEST_MLP) -> int:
     """Trained parameters, U-Net and text encoder."""
     with torch.device("meta"):
-        return sum(p.numel() for p in build(arm, preset, 0, mlp_width).parameters())
+        return build(arm, preset, 0, mlp_width).num_parameters()

@@ -145,7 +145,7 @@ def run_job(preset_name: str, folder: Path, name: str, seed: int, progress: bool
         "kind": "training",
         "arm": name,
         "seed": seed,
-        "parameters": sum(p.numel() for p in trained.models.parameters()),
+        "parameters": trained.models.num_parameters(),
         "unet_parameters": sum(p.numel() for p in trained.models.unet.parameters()),
         "text_encoder_mlp": trained.models.text_encoder.config.intermediate_size,
         "steps": preset.steps,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -31,6 +31,7 @@ class Example:
     pixels: Callable[[], torch.Tensor]
 
 
+@runtime_checkable
 class ExampleSource(Protocol):
     """Examples by place, so that a resumed run, or one with another number of processes, sees what it would have seen.
 

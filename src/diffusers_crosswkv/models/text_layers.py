@@ -9,7 +9,6 @@ from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from .crosswkv import previous_tokens
-from .prompt_state import PromptState
 from .text_scan import pass_earlier_text, scan_text, start_of_continuation
 
 Blocks = Sequence[tuple[nn.Module, Sequence[Attention]]]  # blocks of a U-Net and their layers, in order of execution
@@ -35,9 +34,14 @@ def write_text(
 
 
 def scan_layers(
-    blocks: Blocks, writes: Sequence[Write], prompt_state: PromptState | None = None
+    blocks: Blocks,
+    writes: Sequence[Write],
+    initial_states: Sequence[torch.Tensor] | None = None,
+    transitions: Sequence[torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, ...]:
-    """The states of all layers, `[B, H, V, K]` each.
+    """The states of all layers, `[B, H, V, K]` each, gone on from `initial_states` of the same shapes.
+
+    `transitions` are those of the text that left the initial states, None if they were not left by a text.
 
     Heads are independent, so one scan serves all layers whose heads have one size.
     """
@@ -49,16 +53,18 @@ def scan_layers(
     for numbers in scans.values():
         joined = Write(*(torch.cat(parts, dim=2) for parts in zip(*(writes[i] for i in numbers), strict=True)))
         start = None
-        if prompt_state is not None:
-            starts = [start_of_continuation(prompt_state.states[i], layers[i].backward_heads) for i in numbers]
+        if initial_states is not None:
+            starts = [start_of_continuation(initial_states[i], layers[i].backward_heads) for i in numbers]
             start = torch.cat(starts, dim=1)
         parts = scan_text(joined, start).split([layers[i].num_heads for i in numbers], dim=1)
         states |= dict(zip(numbers, parts, strict=True))
     in_order = tuple(states[i] for i in range(len(states)))
-    if prompt_state is None:
+    if initial_states is None:
         return in_order
-    earlier = zip(in_order, prompt_state.states, prompt_state.transitions, strict=True)
-    return tuple(pass_earlier_text(*parts) for parts in earlier)
+    backward_heads = [layer.backward_heads for layer in layers]
+    passed = transitions if transitions is not None else (None,) * len(layers)
+    of_layers = zip(in_order, initial_states, backward_heads, passed, strict=True)
+    return tuple(pass_earlier_text(*parts) for parts in of_layers)
 
 
 def text_receptances(blocks: Blocks, text: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, ...]:

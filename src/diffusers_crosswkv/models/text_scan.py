@@ -40,8 +40,15 @@ def start_of_continuation(earlier: torch.Tensor, backward_heads: int) -> torch.T
     return torch.cat((earlier[:, :forward], torch.zeros_like(earlier[:, forward:])), dim=1)
 
 
-def pass_earlier_text(state: torch.Tensor, earlier: torch.Tensor, transition: torch.Tensor) -> torch.Tensor:
-    """Let the backward heads, which have passed the continuation, pass the text before it too."""
-    forward = state.shape[1] - transition.shape[1]
-    backward = state[:, forward:] @ transition.to(state) + earlier[:, forward:].to(state)
-    return torch.cat((state[:, :forward], backward), dim=1)
+def pass_earlier_text(
+    state: torch.Tensor, earlier: torch.Tensor, backward_heads: int, transition: torch.Tensor | None
+) -> torch.Tensor:
+    """Let the backward heads, which have passed the continuation, pass the text before it too.
+
+    `transition` is None for what stands before a text without being one: it adds `earlier` and changes nothing.
+    """
+    forward = state.shape[1] - backward_heads
+    brought = state[:, forward:]
+    if transition is not None:
+        brought = brought @ transition.to(state)
+    return torch.cat((state[:, :forward], brought + earlier[:, forward:].to(state)), dim=1)

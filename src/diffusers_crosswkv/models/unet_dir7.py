@@ -1,6 +1,7 @@
 """UNet2DConditionModel with CrossWKV in the place of softmax cross-attention."""
 
 import inspect
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -30,6 +31,7 @@ class Prompt(NamedTuple):
     text: torch.Tensor | None
     mask: torch.Tensor | None
     state: PromptState | None
+    initial_states: tuple[torch.Tensor, ...] | None
 
 
 def with_unet_arguments(init):
@@ -173,7 +175,8 @@ class DIR7UNet2DConditionModel(UNet2DConditionModel):
         transitions = [backward_transitions(write, count) for write, count in zip(writes, heads, strict=True)]
         if prompt_state is not None:
             transitions = [new @ old.to(new) for new, old in zip(transitions, prompt_state.transitions, strict=True)]
-        states = scan_layers(self._crosswkv_blocks, writes, prompt_state)
+        earlier = (None, None) if prompt_state is None else (prompt_state.states, prompt_state.transitions)
+        states = scan_layers(self._crosswkv_blocks, writes, *earlier)
         states = tuple(state.clone() for state in states)  # of their own, not parts of the joined scan
         state = PromptState(states, tuple(transitions), last_token.clone(), self.config.crosswkv_fusion, shown)
         if not torch.compiler.is_compiling():
@@ -202,6 +205,10 @@ class DIR7UNet2DConditionModel(UNet2DConditionModel):
         With `cross_attention_kwargs={"prompt_state": state}` the layers read the state and scan no text;
         `encoder_hidden_states` may then be None. The state's batch must be the sample's.
 
+        With `cross_attention_kwargs={"initial_states": states}`, per layer `[1, H, V, K]` or `[B, H, V, K]`, the scans
+        of the text start there instead of at zero: as if it continued a prompt state that no text has left. What state
+        tuning learns; gradients flow into them.
+
         Args:
             sample: `[B, C, height, width]`.
             timestep: one for all, or `[B]`.
@@ -209,13 +216,18 @@ class DIR7UNet2DConditionModel(UNet2DConditionModel):
             encoder_attention_mask: `[B, L]`, 1 = keep; masked tokens count as deleted.
 
         Raises:
-            ValueError: the text's shape or the prompt state does not fit.
+            ValueError: the text's shape, the prompt state or the initial states do not fit.
         """
         cross_attention_kwargs = dict(cross_attention_kwargs or {})
-        prompt_state = cross_attention_kwargs.pop("prompt_state", None)
-        prompt = Prompt(encoder_hidden_states, encoder_attention_mask, prompt_state)
+        prompt_state, initial_states = (
+            cross_attention_kwargs.pop(x, None) for x in ("prompt_state", "initial_states")
+        )
         if self._crosswkv_attentions:
-            self._check_prompt(*prompt, len(sample), reading=prompt_state is not None)
+            reading = prompt_state is not None
+            self._check_prompt(encoder_hidden_states, encoder_attention_mask, prompt_state, len(sample), reading)
+            if initial_states is not None:
+                initial_states = self._expanded(initial_states, len(sample))
+        prompt = Prompt(encoder_hidden_states, encoder_attention_mask, prompt_state, initial_states)
         return super().forward(
             sample,
             timestep,
@@ -295,7 +307,7 @@ class DIR7UNet2DConditionModel(UNet2DConditionModel):
     def process_encoder_hidden_states(self, encoder_hidden_states, added_cond_kwargs):
         if not isinstance(encoder_hidden_states, Prompt):
             return super().process_encoder_hidden_states(encoder_hidden_states, added_cond_kwargs)
-        text, mask, prompt_state = encoder_hidden_states
+        text, mask, prompt_state, initial_states = encoder_hidden_states
         images = self._image_tokens(added_cond_kwargs or {})
         if prompt_state is not None:
             return PreparedText(prompt_state.states, (), FirstValues(), images)
@@ -303,7 +315,19 @@ class DIR7UNet2DConditionModel(UNet2DConditionModel):
         if self.config.crosswkv_fusion == "paper":
             return PreparedText((), text_receptances(self._crosswkv_blocks, text, mask), FirstValues(), images)
         writes, _ = write_text(self._crosswkv_blocks, text, mask)
-        return PreparedText(scan_layers(self._crosswkv_blocks, writes), (), FirstValues(), images)
+        states = scan_layers(self._crosswkv_blocks, writes, initial_states)
+        return PreparedText(states, (), FirstValues(), images)
+
+    def _expanded(self, initial_states: Sequence[torch.Tensor], batch_size: int) -> tuple[torch.Tensor, ...]:
+        """Initial states `[1, H, V, K]` or `[B, H, V, K]` for all samples, if they are of this model's shapes."""
+        spec = self.prompt_state_spec()
+        shapes = tuple(tuple(x.shape[1:]) for x in initial_states)
+        if spec.fusion == "paper" or shapes != spec.shapes or {len(x) for x in initial_states} - {1, batch_size}:
+            raise ValueError(
+                f"`initial_states` must be [1 or B, H, V, K] per layer, [H, V, K] being {spec.shapes}, and the fusion "
+                f"'state' or 'prefix', got {[list(x.shape) for x in initial_states]} and {spec.fusion!r}."
+            )
+        return tuple(x.expand(batch_size, -1, -1, -1) for x in initial_states)
 
     def _image_tokens(self, added_cond_kwargs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
         """The image prompts of the IP-Adapters that are loaded, `[B, images, tokens, D_q]` each."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -71,7 +71,9 @@ def epoch_order(size: int, epoch: int, seed: int) -> list[int]:
 
 
 def as_source(data: ExampleSource | CaptionedImages, batch_size: int, seed: int) -> ExampleSource:
-    return data if hasattr(data, "example") else InMemoryExamples(data, batch_size, seed)
+    if isinstance(data, ExampleSource):
+        return data
+    return InMemoryExamples(data, batch_size, seed)
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ class Batches(Generic[Loaded]):
         self.source, self.load, self.slots = source, load, slots
         self.caption_dropout, self.seed, self.threads = caption_dropout, seed, threads
 
-    def from_step(self, start: int, stop: int) -> Iterator[list[Place[Loaded]]]:
+    def from_step(self, start: int, stop: int) -> Generator[list[Place[Loaded]], None, None]:
         """The shares of steps `start` to `stop`, in order."""
         if self.threads == 0:
             for step in range(start, stop):

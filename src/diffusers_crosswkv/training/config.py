@@ -32,6 +32,7 @@ COUNTS = (
     "max_bad_steps",
 )
 CHOICES = {
+    "timestep_density": ("uniform", "logit_normal"),
     "weights": WEIGHTS,
     "optimizer": OPTIMIZERS,
     "lr_scheduler": LR_SCHEDULERS,
@@ -53,8 +54,8 @@ class TrainingConfig:
         max_train_steps: optimizer steps, >= 1.
         batch_size: images per optimizer step, over all processes and all accumulated parts.
         gradient_accumulation_steps: parts in which each process computes its share of a batch, >= 1; less memory.
-        weights: what is trained of the U-Net: `all`, `attn2` (cross-attention alone), `lora` (adapters on
-            cross-attention), or `state` (initial states alone: a style or a subject as a prompt state).
+        weights: what is trained of the U-Net: `all`, `attn2` (cross-attention alone), `lora` (adapters on the
+            projections of all attentions), or `state` (initial states alone: a style or a subject as a prompt state).
         train_text_encoder: train the text encoder too, with `weights="all"`.
         lora_rank: of the adapters, >= 1.
         optimizer: `adamw`; `adamw8bit` (bitsandbytes); `prodigy` (prodigyopt; give it `learning_rate` 1); or `muon`,
@@ -63,12 +64,14 @@ class TrainingConfig:
         learning_rate: peak rate, > 0.
         lr_scheduler: one of `LR_SCHEDULERS`, as in Diffusers.
         lr_warmup_steps: linear warm-up, >= 0.
-        weight_decay: decoupled, >= 0; on matrices, embeddings and convolutions only.
+        weight_decay: decoupled, >= 0; on matrices, embeddings and convolutions only, never on adapters and states.
         max_grad_norm: gradients are clipped to this norm, > 0.
         ema_decay: of the averaged weights that the run returns, in [0, 1); 0 keeps none.
         ema_on_cpu: keep the averaged weights in main memory.
         caption_dropout: share of captions replaced by "", in [0, 1]: what classifier-free guidance needs.
         min_snr_gamma: weight of the least noisy steps (Hang et al., 2023, arXiv:2303.09556), > 0; 5 there. None: off.
+        timestep_density: how often a step of the way from noise to image is trained, `uniform` or, with flow matching,
+            `logit_normal` (Esser et al., 2024, arXiv:2403.03206): the middle of the way more often.
         noise_offset: strength of noise that is constant over a channel, >= 0; for very dark and bright images.
         checkpointing_steps: steps between checkpoints, >= 1 (free).
         checkpoints_to_keep: older ones are deleted, >= 1 (free).
@@ -101,6 +104,7 @@ class TrainingConfig:
     ema_on_cpu: bool = False
     caption_dropout: float = 0.1
     min_snr_gamma: float | None = None
+    timestep_density: str = "uniform"
     noise_offset: float = 0.0
     checkpointing_steps: int = free(200)
     checkpoints_to_keep: int = free(2)

@@ -29,3 +29,6 @@ class Models:
         """All that have weights."""
         networks = {"unet": self.unet, "text_encoder": self.text_encoder, "vae": self.vae}
         return {name: network for name, network in networks.items() if network is not None}
+
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for network in self.networks().values() for parameter in network.parameters())

@@ -1,39 +1,107 @@
-"""Which optimizer trains which parameter."""
+"""Which optimizer trains which parameter, how fast, and what is kept of it."""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers.optimization import get_scheduler
 from torch import nn
+
+from .extras import required
+
+if TYPE_CHECKING:
+    from .config import TrainingConfig
 
 ADAM_BETAS = (0.9, 0.99)
 MUON_MOMENTUM = 0.95
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-OPTIMIZERS = ("adamw", "muon")
+OPTIMIZERS = ("adamw", "adamw8bit", "prodigy", "muon")
+SHARDABLE = ("adamw",)  # muon needs whole matrices, prodigy sums over all parameters; 8-bit blocks were not tried
+DECAYING = ("all", "attn2")  # `weights` that are decayed; adapters and states start at zero, and stay what was learned
 
 
-def make_optimizer(
-    name: str, models: Iterable[nn.Module], learning_rate: float, weight_decay: float
-) -> torch.optim.Optimizer:
-    """Decays the weights of linear layers, convolutions and embeddings, and nothing else.
+def make_optimizer(config: TrainingConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """Trains what requires gradients; decays the weights of linear layers, convolutions and embeddings, nothing else.
 
     `adamw` is PyTorch's. `muon` takes [`Muon`] for linear layers, and AdamW for the rest. (Convolutions, flattened to
-    matrices, did worse with Muon than with AdamW in the one run that was made.)
+    matrices, did worse with Muon than with AdamW in the one run that was made.) `adamw8bit` keeps the moments of large
+    parameters in 8 bits (Dettmers et al., 2021, arXiv:2110.02861); `prodigy` takes `learning_rate` times a rate which
+    it finds by itself (Mishchenko and Defazio, 2023, arXiv:2306.06101).
+
+    Raises:
+        ImportError: the optimizer's package is not installed.
     """
-    models = list(models)
-    modules = [module for model in models for module in model.modules()]
-    matrices = {id(m.weight) for m in modules if isinstance(m, nn.Linear)}
-    decayed = {id(m.weight) for m in modules if isinstance(m, nn.Conv2d | nn.Embedding)}
-    parameters = [parameter for model in models for parameter in model.parameters()]
+    groups = parameter_groups(model, config.weight_decay if config.weights in DECAYING else 0.0)
+    if config.optimizer == "muon":
+        return Muon(groups, config.learning_rate)
+    if config.optimizer == "adamw8bit":
+        required("bitsandbytes", "optimizer='adamw8bit'")
+        from bitsandbytes.optim import AdamW8bit
+
+        return AdamW8bit(groups, lr=config.learning_rate, betas=ADAM_BETAS)
+    if config.optimizer == "prodigy":
+        required("prodigyopt", "optimizer='prodigy'")
+        from prodigyopt import Prodigy
+
+        return Prodigy(
+            groups, lr=config.learning_rate, betas=ADAM_BETAS, use_bias_correction=True, safeguard_warmup=True
+        )
+    fused = next(model.parameters()).device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=ADAM_BETAS, fused=fused)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices of linear layers, what else is decayed, and the rest; those of them that there are."""
+    matrices = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
+    decayed = {id(m.weight) for m in model.modules() if isinstance(m, nn.Conv2d | nn.Embedding)}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if id(p) in matrices], "weight_decay": weight_decay, "matrices": True},
-        {"params": [p for p in parameters if id(p) in decayed], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if id(p) not in matrices | decayed], "weight_decay": 0.0},
+        {"params": [p for p in trained if id(p) in matrices], "weight_decay": weight_decay, "matrices": True},
+        {"params": [p for p in trained if id(p) in decayed], "weight_decay": weight_decay},
+        {"params": [p for p in trained if id(p) not in matrices | decayed], "weight_decay": 0.0},
     ]
-    if name == "muon":
-        return Muon(groups, learning_rate)
-    fused = parameters[0].device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=ADAM_BETAS, fused=fused)
+    return [group for group in groups if group["params"]]
+
+
+def make_lr_scheduler(
+    config: TrainingConfig, optimizer: torch.optim.Optimizer
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """Diffusers' schedule, to be stepped once per optimizer step, whatever the number of processes."""
+    return get_scheduler(
+        config.lr_scheduler,
+        optimizer,
+        num_warmup_steps=config.lr_warmup_steps,
+        num_training_steps=config.max_train_steps,
+    )
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """All that an optimizer keeps: tensors by `<parameter>.<key>`, and the rest as JSON values.
+
+    The groups are among it (Prodigy keeps its rate there); bitsandbytes has quantization maps beside the moments.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    kept = {f"{i}.{key}": x for i, p in enumerate(parameters) for key, x in optimizer.state.get(p, {}).items()}
+    tensors = {name: x for name, x in kept.items() if isinstance(x, torch.Tensor)}
+    values = {name: x for name, x in kept.items() if name not in tensors}
+    groups = [{key: x for key, x in group.items() if key != "params"} for group in optimizer.param_groups]
+    return tensors, {"state": values, "groups": groups}
+
+
+def load_optimizer_state(
+    optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], values: dict[str, Any]
+) -> None:
+    """Take up what [`optimizer_state`] gave, whose values may have been JSON in between."""
+    state: dict[int, dict[str, Any]] = {}
+    for name, value in {**tensors, **values["state"]}.items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = value
+    groups = optimizer.state_dict()["param_groups"]
+    for group, kept in zip(groups, values["groups"], strict=True):
+        group.update({key: tuple(x) if isinstance(x, list) else x for key, x in kept.items()})
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 class Muon(torch.optim.Optimizer):

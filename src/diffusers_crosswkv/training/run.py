@@ -4,10 +4,11 @@ import copy
 import dataclasses
 import hashlib
 import math
+import os
 import random
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from .denoiser import Denoiser, make_denoiser
 from .failures import explained_disk
 from .latents import Latents
 from .models import Models
-from .objective import Objective
+from .objective import Draw, Objective
 from .optimizers import make_lr_scheduler, make_optimizer
 from .prompts import Prompts
 from .saving import capture, restore
@@ -50,7 +51,7 @@ class Run:
         models: Models,
         source: ExampleSource,
         accelerator: Accelerator,
-        caches: str | Path | None = None,
+        caches: str | os.PathLike | None = None,
     ):
         self.config, self.models, self.source, self.accelerator = config, models, source, accelerator
         self.step, self.seconds = 0, 0.0
@@ -77,7 +78,7 @@ class Run:
         """Of losses in fp16, else None."""
         return self.accelerator.scaler
 
-    def batches(self) -> Iterator[list[Place]]:
+    def batches(self) -> Generator[list[Place], None, None]:
         """This process's share of the steps that are left."""
         config, accelerator = self.config, self.accelerator
         slots = range(accelerator.process_index, config.batch_size, accelerator.num_processes)
@@ -119,19 +120,18 @@ class Run:
     def loss(self, places: Sequence[Place]) -> torch.Tensor:
         """Mean loss of some places of the batch."""
         generators = [torch.Generator().manual_seed(place.seed) for place in places]
-        device = self.accelerator.device
         latents = self.latents.draw([place.loaded for place in places], generators)
         drawn = [self.objective.draw(generator, latents[:1].shape) for generator in generators]
-        noise, timesteps = (torch.cat(parts).to(device) for parts in zip(*drawn, strict=True))
-        noisy = self.objective.noisy(latents, noise, timesteps)
+        draw = Draw(*(torch.cat(parts) for parts in zip(*drawn, strict=True))).to(self.accelerator.device)
+        noisy = self.objective.noisy(latents, draw)
         captions = [place.caption for place in places]
         with self.accelerator.autocast():
             if self.denoiser.text_encoder is None:
                 prompt_embeds, mask = self.prompts.encode(captions)
-                prediction = self.wrapped(noisy, timesteps, prompt_embeds, mask)
+                prediction = self.wrapped(noisy, draw.times, prompt_embeds, mask)
             else:
-                prediction = self.wrapped(noisy, timesteps, captions=captions)
-        return self.objective.per_sample(prediction, latents, noise, timesteps).mean()
+                prediction = self.wrapped(noisy, draw.times, captions=captions)
+        return self.objective.per_sample(prediction, latents, draw).mean()
 
     def update(self, good: bool) -> None:
         """Let the optimizer take its step, unless loss or gradient is not finite.

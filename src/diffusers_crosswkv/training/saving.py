@@ -1,36 +1,32 @@
 """A run as a checkpoint and back: the same files whatever the number of processes, and sharded or not."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from .checkpoints import Checkpoint
+from .optimizers import load_optimizer_state, optimizer_state
 from .sharding import cut_like, from_main, tensors_from_main, whole
 from .tally import add_up
 
 if TYPE_CHECKING:
     from .run import Run
 
-OptimizerState = dict[str, dict[str, Any]]  # by parameter and by what the optimizer calls it
-
 
 @torch.no_grad()
 def capture(run: "Run") -> Checkpoint:
     """Everything that the steps to come depend on. Called on every process; complete on the main one."""
     averages, averaged_steps = run.averages.state_dict()
-    state = whole_optimizer_state(run.optimizer, run.parameters)
+    moments, optimizer_values = optimizer_state(run.optimizer)
     tensors = {
         "weights": {name: whole(x).detach() for name, x in run.parameters.items()},
         "ema": averages,
-        "optimizer": {f"{key} {name}": x for name, of in state.items() for key, x in of.items() if torch.is_tensor(x)},
+        "optimizer": {name: whole(x) for name, x in moments.items()},
     }
-    other = {name: {key: x for key, x in of.items() if not torch.is_tensor(x)} for name, of in state.items()}
     values = {
         "base": run.base_digest,
-        "optimizer": {name: of for name, of in other.items() if of},
-        "groups": [group_values(group) for group in run.optimizer.param_groups],
+        "optimizer": optimizer_values,
         "lr_scheduler": run.lr_scheduler.state_dict(),
         "scaler": run.scaler.state_dict() if run.scaler is not None else {},
         "ema_step": averaged_steps,
@@ -53,14 +49,14 @@ def restore(run: "Run", checkpoint: Checkpoint | None) -> bool:
     if read is None:
         return False
     values = read["values"]
-    tensors = {
-        name: tensors_from_main(run.accelerator, checkpoint and checkpoint.tensors[name]) for name in read["files"]
-    }
+    on_main = {} if checkpoint is None else checkpoint.tensors
+    tensors = {name: tensors_from_main(run.accelerator, on_main.get(name)) for name in read["files"]}
     check_model(run, tensors["weights"], values["base"])
     for name, parameter in run.parameters.items():
         parameter.copy_(cut_like(tensors["weights"][name], parameter))
     run.averages.load_state_dict(tensors.get("ema", {}), values["ema_step"])
-    load_optimizer(run.optimizer, run.parameters, tensors.get("optimizer", {}), values)
+    moments = cut_optimizer_state(run.optimizer, tensors["optimizer"])
+    load_optimizer_state(run.optimizer, moments, values["optimizer"])
     run.lr_scheduler.load_state_dict(values["lr_scheduler"])
     if run.scaler is not None and values["scaler"]:
         run.scaler.load_state_dict(values["scaler"])
@@ -84,38 +80,14 @@ def check_model(run: "Run", weights: Mapping[str, torch.Tensor], base: str) -> N
         )
 
 
-def names_in_groups(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> list[str]:
-    """Names in the order in which the optimizer numbers its parameters."""
-    names = {id(parameter): name for name, parameter in parameters.items()}
-    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+def cut_optimizer_state(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Tensors of a parameter's shape, such as its moments, sharded as it is."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
+    def cut(name: str, x: torch.Tensor) -> torch.Tensor:
+        like = parameters[int(name.split(".")[0])]
+        return cut_like(x, like) if x.dim() and x.shape == like.shape else x
 
-def whole_optimizer_state(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> OptimizerState:
-    return {
-        name: {key: whole(x) if torch.is_tensor(x) else x for key, x in optimizer.state[parameters[name]].items()}
-        for name in names_in_groups(optimizer, parameters)
-        if parameters[name] in optimizer.state
-    }
-
-
-def load_optimizer(
-    optimizer: torch.optim.Optimizer,
-    parameters: Mapping[str, nn.Parameter],
-    tensors: Mapping[str, torch.Tensor],
-    values: Mapping[str, Any],
-) -> None:
-    """Tensors of a parameter's shape are sharded as it is; the optimizer itself puts them on its device."""
-    state: dict[str, dict[str, Any]] = {name: dict(of) for name, of in values["optimizer"].items()}
-    for full_name, x in tensors.items():
-        key, name = full_name.split(" ", 1)
-        like = parameters[name]
-        state.setdefault(name, {})[key] = cut_like(x, like) if x.dim() and x.shape == like.shape else x
-    numbers = {name: i for i, name in enumerate(names_in_groups(optimizer, parameters))}
-    groups = optimizer.state_dict()["param_groups"]
-    groups = [group | saved for group, saved in zip(groups, values["groups"], strict=True)]
-    optimizer.load_state_dict({"state": {numbers[name]: of for name, of in state.items()}, "param_groups": groups})
-
-
-def group_values(group: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a parameter group, the learning rate and whatever else its optimizer changes among them."""
-    return {key: value for key, value in group.items() if isinstance(value, int | float | str | bool) or value is None}
+    return {name: cut(name, x) for name, x in tensors.items()}

@@ -10,6 +10,7 @@ from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .config import TrainingConfig
+from .optimizers import SHARDABLE
 
 
 def make_accelerator(config: TrainingConfig, **options) -> Accelerator:
@@ -40,8 +41,11 @@ def make_accelerator(config: TrainingConfig, **options) -> Accelerator:
         accelerator.state.distributed_type = DistributedType.FSDP
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise ValueError("Sharded training needs `fsdp_version: 2` in the Accelerate configuration, got 1.")
-    if is_sharded(accelerator) and config.optimizer not in ("adamw",):
-        raise ValueError(f"Sharded training needs `optimizer` adamw, got {config.optimizer}.")
+    if is_sharded(accelerator) and config.optimizer not in SHARDABLE:
+        raise ValueError(
+            f"Sharded training needs `optimizer` {' or '.join(SHARDABLE)}, got {config.optimizer}; choose that one, "
+            "or train without FSDP."
+        )
     return accelerator
 
 
@@ -89,7 +93,9 @@ def tensors_from_main(accelerator: Accelerator, tensors: dict[str, torch.Tensor]
     if accelerator.num_processes == 1:
         assert tensors is not None
         return tensors
-    described = tensors and {name: (list(x.shape), str(x.dtype).removeprefix("torch.")) for name, x in tensors.items()}
+    described = None
+    if tensors is not None:
+        described = {name: (list(x.shape), str(x.dtype).removeprefix("torch.")) for name, x in tensors.items()}
     received = {}
     for name, (shape, dtype) in from_main(accelerator, described).items():
         x = tensors[name] if tensors else torch.empty(shape, dtype=getattr(torch, dtype))

@@ -243,9 +243,7 @@ def test_out_of_memory(models_of, tmp_path, monkeypatch, error):
         raise error
 
     monkeypatch.setattr(Run, "loss", full)
-    with pytest.raises(
-        OutOfMemory, match="`gradient_checkpointing` .*; raise `gradient_accumulation_steps` from 1 to 2"
-    ):
+    with pytest.raises(OutOfMemory, match=r"`gradient_checkpointing` .*; raise `gradient_accumulation_steps` from"):
         train(tiny_config(tmp_path), models_of(), DIGITS)
 
 
@@ -311,7 +309,7 @@ def test_output_folders(models_of, tmp_path):
         ({"learning_rate": float("nan")}, "`learning_rate` must be positive and finite, got nan"),
         ({"ema_decay": 1.0}, r"`ema_decay` must be in \[0, 1\), got 1.0"),
         ({"caption_dropout": -0.1}, r"`caption_dropout` must be in \[0, 1\], got -0.1"),
-        ({"optimizer": "sgd"}, "`optimizer` must be one of adamw, muon, got 'sgd'"),
+        ({"optimizer": "sgd"}, "`optimizer` must be one of adamw, adamw8bit, prodigy, muon, got 'sgd'"),
         (
             {"batch_size": 6, "gradient_accumulation_steps": 4},
             r"must be a multiple of `gradient_accumulation_steps` \(4\)",

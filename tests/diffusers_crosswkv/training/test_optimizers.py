@@ -1,22 +1,134 @@
+import importlib.util
+import json
+
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
-from diffusers_crosswkv.training.optimizers import ADAM_BETAS, OPTIMIZERS, Muon, make_optimizer, orthogonal
+from diffusers_crosswkv.training.config import LR_SCHEDULERS, TrainingConfig
+from diffusers_crosswkv.training.optimizers import (
+    ADAM_BETAS,
+    OPTIMIZERS,
+    Muon,
+    load_optimizer_state,
+    make_lr_scheduler,
+    make_optimizer,
+    optimizer_state,
+    orthogonal,
+)
+
+PACKAGES = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt"}
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.fixture(params=OPTIMIZERS)
+def name(request):
+    package = PACKAGES.get(request.param)
+    if package and importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
+    return request.param
+
+
+def config(**settings):
+    return TrainingConfig("unused", **{"max_train_steps": 10, "learning_rate": 1e-2, "lr_warmup_steps": 0, **settings})
+
+
+def decay_of(optimizer):
+    return {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+
+
 def test_weight_decay_touches_matrices_alone(make_unet, name):
-    unet = make_unet()
-    optimizer = make_optimizer(name, [unet, nn.Embedding(5, 3)], 1e-3, 0.01)
-    names = {id(p): name for name, p in unet.named_parameters()}
-    decay = {names.get(id(p), "embedding"): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
-    assert len(decay) == len(names) + 1
-    assert decay.pop("embedding") == 0.01
+    model = nn.ModuleDict({"unet": make_unet(), "embedding": nn.Embedding(5, 3)})
+    decay = decay_of(make_optimizer(config(optimizer=name), model))
+    decay = {name: decay[id(p)] for name, p in model.named_parameters()}
+    assert decay.pop("embedding.weight") == 0.01
     decayed = {name for name, value in decay.items() if value == 0.01}
     assert set(decay.values()) == {0.0, 0.01}
     assert all(name.endswith("weight") and "norm" not in name for name in decayed)
     assert any(name.endswith("mix.mu") for name in set(decay) - decayed)
+
+
+@pytest.mark.parametrize("weights", ["lora", "state"])
+def test_adapters_and_states_are_not_decayed(weights):
+    decay = decay_of(make_optimizer(config(weights=weights), nn.Linear(3, 3)))
+    assert list(decay.values()) == [0.0, 0.0]
+
+
+def test_what_is_frozen_is_left_out():
+    model = nn.Linear(3, 3)
+    model.weight.requires_grad_(False)
+    assert list(decay_of(make_optimizer(config(), model))) == [id(model.bias)]
+
+
+@pytest.mark.parametrize(("name", "package"), PACKAGES.items())
+def test_a_missing_package_is_named(name, package, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
+    with pytest.raises(ImportError, match=f"optimizer='{name}'` needs .* pip install {package}"):
+        make_optimizer(config(optimizer=name), nn.Linear(2, 2))
+
+
+def small_model():
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(80, 96), nn.Tanh(), nn.Linear(96, 4))  # the first large enough for 8 bits
+
+
+def fit(model, optimizer, schedule, steps):
+    x = torch.randn(8, 80, generator=torch.Generator().manual_seed(2))
+    for _ in range(steps):
+        model(x).square().mean().backward()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    return model(x).square().mean().item()
+
+
+def test_an_optimizer_goes_on_from_tensors_and_json(name, tmp_path):
+    """Four steps, and two, a file, and two more in new objects: the same weights, bit for bit."""
+    settings = config(optimizer=name, lr_scheduler="linear", max_train_steps=8)
+
+    def made(model):
+        optimizer = make_optimizer(settings, model)
+        return optimizer, make_lr_scheduler(settings, optimizer)
+
+    straight = small_model()
+    optimizer, schedule = made(straight)
+    start = fit(straight, optimizer, schedule, 0)
+    assert fit(straight, optimizer, schedule, 4) < start
+
+    model = small_model()
+    optimizer, schedule = made(model)
+    fit(model, optimizer, schedule, 2)
+    tensors, values = optimizer_state(optimizer)
+    safetensors.torch.save_file(tensors, tmp_path / "optimizer.safetensors")
+    text = json.dumps([values, schedule.state_dict()])
+
+    resumed = small_model()
+    resumed.load_state_dict(model.state_dict())
+    optimizer, schedule = made(resumed)
+    values, schedule_values = json.loads(text)
+    load_optimizer_state(optimizer, safetensors.torch.load_file(tmp_path / "optimizer.safetensors"), values)
+    schedule.load_state_dict(schedule_values)
+    fit(resumed, optimizer, schedule, 2)
+    for mine, expected in zip(resumed.parameters(), straight.parameters(), strict=True):
+        assert torch.equal(mine, expected)
+
+
+@pytest.mark.parametrize("schedule", LR_SCHEDULERS)
+def test_schedules_warm_up_and_end(schedule):
+    settings = config(lr_scheduler=schedule, lr_warmup_steps=2)
+    optimizer = make_optimizer(settings, nn.Linear(2, 2))
+    lr_scheduler = make_lr_scheduler(settings, optimizer)
+    rates = []
+    for _ in range(10):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        lr_scheduler.step()
+    assert max(rates) == 1e-2
+    if schedule.startswith("constant"):
+        assert rates[-1] == 1e-2
+    else:
+        assert rates[2] == 1e-2 and rates[-1] < 0.3 * 1e-2 and rates[2:] == sorted(rates[2:], reverse=True)
+    assert (rates[0] == 0) == (schedule != "constant")
 
 
 @pytest.mark.parametrize("shape", [(5, 5), (6, 20), (20, 6), (1, 7)])
