@@ -283,4 +283,4 @@ def checked(path: Path, name: str, value: Any) -> Any:
         isinstance(value, bool) and bool not in kinds
     ):
         return value
-    raise ValueError(f"{path}: `{name}` must be {field.type}, got {value!r}.")
+    raise ValueError(f"{path}: `{name}` must be {getattr(hint, '__name__', hint)}, got {value!r}.")

@@ -173,6 +173,7 @@ class Questions:
         """The loss of each."""
         generators = [torch.Generator().manual_seed(question.seed) for question in self.questions]
         samples = run.latents.draw([question.loaded for question in self.questions], generators)
+        samples = samples.to(run.accelerator.device)
         noise = torch.cat([run.objective.draw(generator, (1, *samples.shape[1:])).noise for generator in generators])
         draw = Draw(noise, torch.stack([question.time for question in self.questions])).to(samples.device)
         noisy = run.objective.noisy(samples, draw)

@@ -119,7 +119,7 @@ def check_may_push(repo_id: str | None, token: str | None = None) -> str:
     wanted = repo_id or ""
     with explained(wanted):
         account = HfApi(token=token).whoami()
-    organizations = {one["name"]: one.get("roleInOrg") for one in account.get("orgs", [])}
+    organizations = {one["name"] for one in account.get("orgs", []) if one.get("roleInOrg") != "read"}
     namespace, _, name = wanted.rpartition("/")
     namespace = namespace or account["name"]
     role = account.get("auth", {}).get("accessToken", {}).get("role")
@@ -128,7 +128,7 @@ def check_may_push(repo_id: str | None, token: str | None = None) -> str:
             f"The token must have write access to {namespace}/{name}, but is for reading; make one with the role "
             "'write'."
         )
-    if namespace != account["name"] and organizations.get(namespace, "read") == "read":
+    if namespace != account["name"] and namespace not in organizations:
         raise PermissionError(
             f"The token must have write access to {namespace}/{name}, but is that of {account['name']}"
             + (f", who may write to {', '.join(sorted(organizations))} besides" if organizations else "")
