@@ -1,13 +1,14 @@
 """Files that are written whole or not at all, and folders that are nobody else's."""
 
 import json
+import os
 from pathlib import Path
 
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write `content` beside `path`, then rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")  # several processes may write the same
     try:
         temporary.write_bytes(content)
         temporary.replace(path)

@@ -1,7 +1,7 @@
 """What training asks of its data: the example of any place in any step's batch, always the same one."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -28,7 +28,7 @@ class Example:
     caption: str
     identity: str
     size: tuple[int, int]
-    pixels: Callable[[], torch.Tensor]
+    pixels: Callable[[], torch.Tensor] = field(repr=False)
 
 
 @runtime_checkable
@@ -54,8 +54,13 @@ class ExampleSource(Protocol):
         """JSON values from which `load_state_dict` goes on at `step` without reading all that came before."""
         ...
 
-    def load_state_dict(self, values: dict[str, Any]) -> None: ...
+    def load_state_dict(self, values: dict[str, Any]) -> None:
+        """Take up what `state_dict` gave; with several processes, the values of each of them, one after the other."""
+        ...
 
     def findings(self) -> list[tuple[str, str]]:
-        """Names and reasons of what was left out before any example was asked for: files without a caption, ..."""
+        """Names and reasons of what was left out before any example was asked for: files without a caption, ...
+
+        A stream, which cannot know beforehand, lists what it has left out so far.
+        """
         ...

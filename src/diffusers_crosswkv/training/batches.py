@@ -5,12 +5,12 @@ import random
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
 from ..data.examples import BrokenImage, Example, ExampleSource
+from ..data.order import epoch_order
 
 Loaded = TypeVar("Loaded")
 MOST_ATTEMPTS = 20
@@ -61,13 +61,6 @@ class InMemoryExamples:
 
     def findings(self) -> list[tuple[str, str]]:
         return []
-
-
-@lru_cache(maxsize=2)
-def epoch_order(size: int, epoch: int, seed: int) -> list[int]:
-    order = list(range(size))
-    random.Random(f"{seed}/epoch {epoch}").shuffle(order)
-    return order
 
 
 def as_source(data: ExampleSource | CaptionedImages, batch_size: int, seed: int) -> ExampleSource:

@@ -63,8 +63,8 @@ def restore(run: "Run", checkpoint: Checkpoint | None) -> bool:
     run.step, run.seconds = read["step"], values["seconds"]
     tally = values["tally"] if run.accelerator.is_main_process else values["tally"] | {"seen": 0, "broken": 0}
     run.tally.load_state_dict(tally)
-    states = values["data"]
-    run.source.load_state_dict(states[run.accelerator.process_index % len(states)])
+    for state in values["data"]:  # of each process that there was
+        run.source.load_state_dict(state)
     return True
 
 
