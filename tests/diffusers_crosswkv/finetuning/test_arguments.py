@@ -116,7 +116,7 @@ def test_what_took_the_place_of_diffusers_arguments_exists():
 )
 def test_a_file_that_does_not_fit(content, message, tmp_path):
     (tmp_path / "settings.yaml").write_text(content)
-    with pytest.raises(ValueError, match="settings.yaml") as error:
+    with pytest.raises(ValueError, match=r"settings\.yaml") as error:
         parsed("--config", str(tmp_path / "settings.yaml"))
     assert message in str(error.value)
 
@@ -147,5 +147,5 @@ def test_settings_that_are_missing():
         parse_settings(["--model", "user/name"])
     with pytest.raises(ValueError, match="got neither"):
         parse_settings(NEEDED[2:])
-    with pytest.raises(ValueError, match="`from_scratch` must be one of the presets dir7_h.*got 'dir8'"):
+    with pytest.raises(ValueError, match=r"`from_scratch` must be one of the presets dir7_h.*got 'dir8'"):
         parse_settings(["--from_scratch", "dir8", *NEEDED[2:]])

@@ -123,11 +123,9 @@ def test_a_finished_run_is_saved_again_and_other_settings_are_refused(make_setti
     again = run(settings)
     assert weights.read_bytes() == before
     assert (again.steps, again.seconds) == (first.steps, first.seconds)
-    with pytest.raises(
-        ValueError, match="other settings, {'learning_rate': 0.001} instead of {'learning_rate': 0.01}"
-    ):
+    with pytest.raises(ValueError, match=r"other settings, {'learning_rate': 0\.001} instead"):
         run(make_settings(max_train_steps=2, learning_rate=0.01))
-    with pytest.raises(ValueError, match="{'flip': False} instead of {'flip': True}"):
+    with pytest.raises(ValueError, match=r"{'flip': False} instead of {'flip': True}"):
         run(make_settings(max_train_steps=2, flip=True))
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis/draft.txt").write_text("precious")

@@ -89,7 +89,7 @@ class Others:
         return self._said
 
 
-@pytest.mark.parametrize("count", [2, 3, 40])  # 40: more than there is to do
+@pytest.mark.parametrize("count", [2, 9])  # 9: more than there is to do
 def test_it_does_not_depend_on_the_number_of_processes(make_run, monkeypatch, count):
     monkeypatch.setattr("diffusers_crosswkv.finetuning.validation.AT_ONCE", 3)
     run, validation = make_run()
@@ -107,15 +107,6 @@ def test_it_does_not_depend_on_the_number_of_processes(make_run, monkeypatch, co
             monkeypatch.undo()
             monkeypatch.setattr("diffusers_crosswkv.finetuning.validation.AT_ONCE", 3)
     assert last_loss == loss
-
-
-@pytest.mark.parametrize("weights", ["lora", "state"])
-def test_pictures_show_what_was_trained(make_run, weights):
-    run, validation = make_run(weights=weights, learning_rate=0.1, ema_decay=0.0)
-    before = sheet_of(run, validation).tobytes()
-    assert sheet_of(run, validation).tobytes() == before
-    train_a_little(run)
-    assert sheet_of(run, validation).tobytes() != before
 
 
 def test_the_run_is_not_disturbed(make_run):
