@@ -59,7 +59,7 @@ class Run:
         for network in models.networks().values():
             network.to(accelerator.device)
         self.denoiser = make_denoiser(models, config)
-        self.base_digest = digest_of_frozen(self.denoiser)
+        self.base_digest = digest_of_frozen(models)
         self.objective = Objective(models.scheduler, config)
         self.latents = Latents(models.vae, caches)
         self.prompts = Prompts(models.text_encoder, models.tokenizer, models.text_prefix, caches)
@@ -120,7 +120,7 @@ class Run:
     def loss(self, places: Sequence[Place]) -> torch.Tensor:
         """Mean loss of some places of the batch."""
         generators = [torch.Generator().manual_seed(place.seed) for place in places]
-        latents = self.latents.draw([place.loaded for place in places], generators)
+        latents = self.latents.draw([place.loaded for place in places], generators).to(self.accelerator.device)
         drawn = [self.objective.draw(generator, latents[:1].shape) for generator in generators]
         draw = Draw(*(torch.cat(parts) for parts in zip(*drawn, strict=True))).to(self.accelerator.device)
         noisy = self.objective.noisy(latents, draw)
@@ -244,11 +244,15 @@ class Run:
         return gather_object([value]) if self.accelerator.num_processes > 1 else [value]
 
 
-def digest_of_frozen(denoiser: Denoiser) -> str:
-    """Tells apart the models that a LoRA, a state or some layers are trained on."""
+def digest_of_frozen(models: Models) -> str:
+    """Tells apart what a run is not to be taken up with: other frozen weights, another tokenizer or noise schedule."""
     digest = hashlib.sha256()
-    for name, parameter in denoiser.named_parameters():
-        if not parameter.requires_grad:
-            digest.update(name.encode())
-            digest.update(parameter.detach().flatten()[:64].float().cpu().numpy().tobytes())
+    vocabulary = sorted(models.tokenizer.get_vocab().items())
+    schedule = sorted((name, repr(x)) for name, x in models.scheduler.config.items() if not name.startswith("_"))
+    digest.update(repr((vocabulary, models.text_prefix, schedule)).encode())
+    for name, network in models.networks().items():
+        for key, parameter in network.named_parameters():
+            if not parameter.requires_grad:
+                shown = parameter.detach().flatten()[:64].float().cpu().numpy()
+                digest.update(f"{name}.{key} {tuple(parameter.shape)}".encode() + shown.tobytes())
     return digest.hexdigest()

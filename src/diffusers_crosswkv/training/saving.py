@@ -73,7 +73,11 @@ def check_model(run: "Run", weights: Mapping[str, torch.Tensor], base: str) -> N
     found = {name: tuple(x.shape) for name, x in weights.items()}
     if shapes != found or base != run.base_digest:
         different = sorted(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name))
-        what = f"{different[0]} differs" if different else "the weights that are not trained differ"
+        what = (
+            f"{different[0]} differs"
+            if different
+            else "what is not trained differs: weights, tokenizer or noise schedule"
+        )
         raise ValueError(
             f"The checkpoints in {run.config.checkpoints_dir} must be of this model, but hold another one ({what}); "
             "use the model they were made with, or another `output_dir`."

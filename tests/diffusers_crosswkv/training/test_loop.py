@@ -113,7 +113,7 @@ def test_checkpoints_of_another_model_are_refused(models_of, tmp_path):
     with pytest.raises(ValueError, match=r"training.json is damaged"):
         train(tiny_config(tmp_path / "a"), models_of(), DIGITS)
     train(tiny_config(tmp_path / "b", weights="lora"), models_of(), DIGITS)
-    with pytest.raises(ValueError, match="weights that are not trained differ"):
+    with pytest.raises(ValueError, match="what is not trained differs"):
         train(tiny_config(tmp_path / "b", weights="lora"), models_of(seed=5), DIGITS)
 
 
