@@ -18,6 +18,7 @@ from .checks import (
     shape_of,
 )
 from .chunked import wkv7_chunked
+from .chunked_state import final_state_chunked
 from .elementwise import Write
 from .reference import wkv7_reference
 
@@ -89,6 +90,9 @@ def wkv7(
         may_be_short = mode == "auto" and not trained and not torch.compiler.is_exporting()
         short = may_be_short and k.shape[1] <= RECURRENT_LENGTH
         run = partial(wkv7_operators.wkv7_triton, recurrent=mode == "recurrent" or short)
+    elif chosen == "chunked" and r is None and k.shape[1] > 0 and not torch.compiler.is_compiling():
+        with exact(k.device):
+            return None, final_state_chunked(w, k, v, kappa, a, initial_state)
     else:
         run = wkv7_chunked if chosen == "chunked" else wkv7_reference
     with exact(k.device):

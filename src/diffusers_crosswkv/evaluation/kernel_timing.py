@@ -57,7 +57,14 @@ class Stopwatch:
 def interleaved(
     calls: Mapping[str, Call], stopwatch: Callable[[Call], float], repetitions: int = 20, seconds: float = 0.2
 ) -> dict[str, Timing]:
-    """Time calls in turn, A B A B ..., so that a drift of the machine meets all alike.
+    """What [`take_turns`] measures, summarized."""
+    return {name: summarize(of) for name, of in take_turns(calls, stopwatch, repetitions, seconds).items()}
+
+
+def take_turns(
+    calls: Mapping[str, Call], stopwatch: Callable[[Call], float], repetitions: int, seconds: float
+) -> dict[str, list[float]]:
+    """Time calls in turn, A B A B ..., so that a drift of the machine meets all alike; milliseconds, round by round.
 
     Args:
         repetitions: rounds at most.
@@ -69,7 +76,7 @@ def interleaved(
             break
         for name, call in calls.items():
             times[name].append(stopwatch(call))
-    return {name: summarize(of) for name, of in times.items()}
+    return times
 
 
 def summarize(times: list[float]) -> Timing:

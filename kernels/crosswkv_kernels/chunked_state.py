@@ -1,0 +1,165 @@
+"""The state alone in chunks, with a backward of its own: what training on a CPU scans a text with.
+
+The algebra is that of `chunked.py`. By hand it needs a fraction of the time and memory of autograd's backward: nothing
+but the arguments is kept, heads are taken a few at a time so that their chunks stay in the processor's cache, and the
+triangular systems are solved once, for the identity.
+
+With `X = (I + L)^-1`, `W = X A`, `Y = X M V` and all factors relative to mid-chunk, a chunk does
+
+    S_0 = S e^middle        U = Y + W S_0^T        S_next = (S_0 + V^T K - U^T B) e^(c_last - middle)
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from .chunked import wkv7_chunked
+from .elementwise import Write
+from .reference import compute_dtype, zero_state
+
+STATE_CHUNK_SIZE = 32  # of 16 to 64 the fastest: larger ones spend more on triangles, smaller ones on their number
+TOKENS_AT_ONCE = 8192  # of all sequences and heads together, on a CPU: 2 MiB per tensor for heads of 64
+
+
+def final_state_chunked(
+    w: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    kappa: torch.Tensor,
+    a: torch.Tensor,
+    initial_state: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The state `[B, H, V, K]` of [`wkv7`] without receptance; as many derivatives as one likes."""
+    return FinalState.apply(w, k, v, kappa, a, initial_state)  # type: ignore[no-any-return]
+
+
+class FinalState(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, w, k, v, kappa, a, initial_state):
+        ctx.save_for_backward(w, k, v, kappa, a, initial_state)
+        write, dtype = Write(w, k, v, kappa, a), compute_dtype(w, k, v, kappa, a, initial_state)
+        state = zero_state(k, v, dtype) if initial_state is None else initial_state.to(dtype, copy=True)
+        for heads in blocks_of_heads(k):
+            part = Write(*(in_chunks(x[:, :, heads], dtype) for x in write))
+            state[:, heads] = pass_chunks(part, state[:, heads].flatten(0, 1)).ends[-1].view_as(state[:, heads])
+        return state
+
+    @staticmethod
+    def backward(ctx, d_state):
+        *write, initial_state = ctx.saved_tensors
+        if torch.is_grad_enabled():  # this gradient shall have one itself
+            return derivable_gradients(ctx.saved_tensors, ctx.needs_input_grad, d_state)
+        k, dtype = write[1], d_state.dtype
+        gradients = [x.new_empty(x.shape) for x in write]
+        d_start = torch.empty_like(d_state)
+        for heads in blocks_of_heads(k):
+            part = Write(*(in_chunks(x[:, :, heads], dtype) for x in write))
+            shape = d_state[:, heads].shape
+            start = d_state.new_zeros(shape) if initial_state is None else initial_state[:, heads].to(dtype)
+            passed = pass_chunks(part, start.flatten(0, 1))
+            *parts, d_part = gradients_of_chunks(part, passed, d_state[:, heads].flatten(0, 1))
+            d_start[:, heads] = d_part.view(shape)
+            for gradient, of_chunks in zip(gradients, parts, strict=True):
+                put_chunks(gradient[:, :, heads], of_chunks)
+        return *gradients, None if initial_state is None else d_start.to(initial_state.dtype)
+
+
+def derivable_gradients(inputs, needed, d_state: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    """By autograd, through the plain function."""
+    *write, initial_state = inputs
+    _, state = wkv7_chunked(None, *write, initial_state=initial_state)
+    assert state is not None
+    wanted = [x for x, need in zip(inputs, needed, strict=True) if need]
+    found = iter(torch.autograd.grad(state, wanted, d_state, create_graph=True))
+    return tuple(next(found) if need else None for need in needed)
+
+
+def blocks_of_heads(k: torch.Tensor) -> list[slice]:
+    batch_size, length, heads, _ = k.shape
+    step = max(1, TOKENS_AT_ONCE // max(1, batch_size * length)) if k.device.type == "cpu" else max(1, heads)
+    return [slice(i, min(i + step, heads)) for i in range(0, heads, step)]
+
+
+def in_chunks(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """`[B, T, H, D]` to `[N, B * H, C, D]`; chunks are of equal length, padding tokens change nothing."""
+    batch_size, length, heads, width = x.shape
+    count = -(-length // STATE_CHUNK_SIZE)
+    size = -(-length // count)
+    if count * size > length:
+        x = torch.nn.functional.pad(x, (0, 0, 0, 0, 0, count * size - length))
+    x = x.unflatten(1, (count, size)).permute(1, 0, 3, 2, 4)  # [N, B, H, C, D]
+    return x.to(dtype, memory_format=torch.contiguous_format, copy=True).view(count, batch_size * heads, size, width)
+
+
+def put_chunks(target: torch.Tensor, chunks: torch.Tensor) -> None:
+    """The way back, into `[B, T, H, D]`."""
+    batch_size, length, heads, width = target.shape
+    count, _, size, _ = chunks.shape
+    x = chunks.view(count, batch_size, heads, size, width).permute(1, 0, 3, 2, 4)
+    target.copy_(x.reshape(batch_size, count * size, heads, width)[:, :length])
+
+
+class Passed(NamedTuple):
+    """What a scan over chunks leaves for its backward, `[N, G, ...]` each with G = B * H."""
+
+    before: torch.Tensor  # e^(c_(t-1) - middle), [N, G, C, K]
+    after: torch.Tensor  # e^(c_t - middle)
+    inverse: torch.Tensor  # e^(middle - c_t)
+    A: torch.Tensor
+    B: torch.Tensor
+    K: torch.Tensor
+    M: torch.Tensor  # [N, G, C, C]
+    X: torch.Tensor
+    W: torch.Tensor  # [N, G, C, K]
+    U: torch.Tensor  # [N, G, C, V]
+    starts: torch.Tensor  # S_0, [N, G, V, K]
+    ends: torch.Tensor  # S_next; the last is what `pass_chunks` is called for
+
+
+def pass_chunks(write: Write, state: torch.Tensor) -> Passed:
+    """Batched over chunks; only the state `[G, V, K]` goes through them one by one."""
+    w, k, v, kappa, a = write
+    c = w.cumsum(2)
+    middle = c[:, :, w.shape[2] // 2, None]
+    after = (c - middle).exp_()
+    before = torch.cat(((-middle).exp(), after[:, :, :-1]), 2)
+    inverse = after.reciprocal()
+    A, B, K = kappa * before, (kappa * a).mul_(inverse), k * inverse
+    M = (A @ K.mT).tril_(-1)
+    eye = torch.eye(w.shape[2], dtype=w.dtype, device=w.device)
+    X = torch.linalg.solve_triangular(A @ B.mT, eye, upper=False, unitriangular=True)  # reads below the diagonal only
+    W, U, ends = X @ A, X @ (M @ v), v.mT @ K
+    enter, leave = middle.exp(), after[:, :, -1:]
+    starts = torch.empty_like(ends)
+    in_order = (x.unbind() for x in (starts, ends, enter, leave, U, W, B))
+    for start, end, enter_i, leave_i, U_i, W_i, B_i in zip(*in_order, strict=True):
+        torch.mul(state, enter_i, out=start)
+        U_i.baddbmm_(W_i, start.mT)
+        state = end.add_(start).baddbmm_(U_i.mT, B_i, alpha=-1).mul_(leave_i)
+    return Passed(before, after, inverse, A, B, K, M, X, W, U, starts, ends)
+
+
+def gradients_of_chunks(write: Write, passed: Passed, d_state: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Of w, k, v, kappa and a in chunks, and of the state `[G, V, K]` before the first chunk."""
+    before, after, inverse, A, B, K, M, X, W, U, starts, ends = passed
+    enter, leave = before[:, :, :1].reciprocal(), after[:, :, -1:]
+    d_written, P = torch.empty_like(starts), torch.empty_like(U)
+    in_reverse = (x.unbind()[::-1] for x in (d_written, P, enter, leave, B, W))
+    for d_written_i, P_i, enter_i, leave_i, B_i, W_i in zip(*in_reverse, strict=True):
+        torch.mul(d_state, leave_i, out=d_written_i)
+        torch.bmm(B_i, d_written_i.mT, out=P_i)  # -dU
+        d_state = torch.baddbmm(d_written_i, P_i.mT, W_i, alpha=-1).mul_(enter_i)
+    d_last = (d_written * ends).sum(-2, keepdim=True) / leave
+    d_right = (X.mT @ P).neg_()  # of A S_0^T + M V
+    d_L, d_M = (d_right @ U.mT).neg_().tril_(-1), (d_right @ write.v.mT).tril_(-1)
+    d_v = K @ d_written.mT + M.mT @ d_right
+    d_K = write.v @ d_written + d_M.mT @ A
+    d_B = d_L.mT @ A - U @ d_written
+    d_A = d_right @ starts + d_L @ B + d_M @ K
+    d_before = d_A * A
+    d_c = d_before - d_B * B - d_K * K
+    d_c[:, :, -1:] += d_last
+    d_w = d_c.flip(2).cumsum(2).flip(2).sub_(d_before)
+    d_B.mul_(inverse)
+    d_kappa = d_A.mul_(before).addcmul_(d_B, write.a)
+    return d_w, d_K.mul_(inverse), d_v, d_kappa, d_B.mul_(write.kappa), d_state

@@ -1,0 +1,70 @@
+"""The state alone has a backward by hand; here is what the grid of `test_wkv7.py` does not reach."""
+
+import pytest
+import torch
+from crosswkv_kernels import chunked_state, wkv7, wkv7_reference
+
+NAMES = ("w", "k", "v", "kappa", "a", "initial_state")
+
+
+def arguments(batch_size=2, length=40, heads=3, K=8, V=4, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=dtype)
+
+    shape = (batch_size, length, heads, K)
+    kappa = torch.nn.functional.normalize(normal(*shape), dim=-1)
+    w, a = -0.6 * normal(*shape).sigmoid(), normal(*shape).sigmoid()
+    tensors = (w, normal(*shape), normal(*shape[:3], V), kappa, a, normal(batch_size, heads, V, K))
+    return [x.requires_grad_() for x in tensors]
+
+
+def final_state(*tensors, scan=wkv7):
+    *write, start = tensors
+    return scan(None, *write, initial_state=start)[1]
+
+
+def gradients(tensors, scan, wanted=NAMES):
+    state = final_state(*tensors, scan=scan)
+    d_state = torch.linspace(-1, 1, state.numel(), dtype=state.dtype).view_as(state)
+    return torch.autograd.grad(state, [tensors[NAMES.index(name)] for name in wanted], d_state)
+
+
+@pytest.mark.parametrize("tokens_at_once", [1, 150, 10**6], ids=["head by head", "two heads, one head", "at once"])
+def test_heads_in_blocks(monkeypatch, tokens_at_once):
+    monkeypatch.setattr(chunked_state, "TOKENS_AT_ONCE", tokens_at_once)
+    tensors = arguments()
+    torch.testing.assert_close(final_state(*tensors), final_state(*tensors, scan=wkv7_reference))
+    torch.testing.assert_close(gradients(tensors, wkv7), gradients(tensors, wkv7_reference))
+
+
+def test_some_gradients_and_strided_arguments():
+    tensors = arguments()
+    tensors[0] = tensors[0].detach()
+    wide = torch.cat([tensors[1].detach()] * 2, dim=-1)
+    tensors[1] = wide[..., ::2].requires_grad_()
+    wanted = ("k", "initial_state")
+    for got, expected in zip(
+        gradients(tensors, wkv7, wanted), gradients(tensors, wkv7_reference, wanted), strict=True
+    ):
+        torch.testing.assert_close(got, expected)
+
+
+def test_gradients_have_gradients():
+    tensors = arguments(batch_size=1, length=33, heads=1, K=2, V=1)
+    assert torch.autograd.gradgradcheck(final_state, tensors)
+
+
+def test_arguments_alone_are_kept():
+    tensors = arguments(length=200, dtype=torch.float32)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.data_ptr()) or x, lambda x: x):
+        final_state(*tensors)
+    assert sorted(kept) == sorted(x.data_ptr() for x in tensors)
+
+
+def test_gradients_have_the_dtypes_of_their_arguments():
+    tensors = [x.detach().to(torch.bfloat16).requires_grad_() for x in arguments(dtype=torch.float32)]
+    final_state(*tensors).sum().backward()
+    assert {x.grad.dtype for x in tensors} == {torch.bfloat16}
