@@ -41,6 +41,7 @@ class Case:
             U-Net reads, which softmax has no counterpart for.
         dtype: of autocast; weights are float32.
         captions: prompts of 8 to 24 tokens, as most data sets have them; the rest of L is masked.
+        latents_per_side: of the images; the preset's if None.
     """
 
     preset: str
@@ -51,6 +52,7 @@ class Case:
     compiled: bool = False
     dtype: str = "float32"
     captions: bool = False
+    latents_per_side: int | None = None
 
     @property
     def sides(self) -> tuple[str, ...]:
@@ -78,10 +80,12 @@ def cases(device: str, quick: bool) -> list[Case]:
         small = Case("dir7_s", 64, 77)
         dtypes = ["float32", "bfloat16"]
     found = [replace(tiny, text_tokens=length) for length in (77, 512)]
+    large = replace(small, batch_size=small.batch_size // 4, latents_per_side=64)  # Stable Diffusion's 512 pixels
     for dtype in dtypes:
         found += [replace(small, text_tokens=length, dtype=dtype) for length in (77, 512, 2048)]
         found += [replace(small, text_tokens=length, checkpointing=True, dtype=dtype) for length in (77, 512)]
         found.append(replace(small, dtype=dtype, captions=True))
+        found += [replace(large, text_tokens=length, dtype=dtype) for length in (77, 512, 2048)]
     found += [replace(small, trained="attn2", dtype=dtypes[-1]), replace(small, trained=STATE, dtype=dtypes[-1])]
     compiled = tiny if device == "cpu" else replace(small, dtype=dtypes[-1])
     return [*found, replace(compiled, compiled=True)]
@@ -96,7 +100,7 @@ class Trainer:
         self.unet.train()
         config, batch_size = self.unet.config, case.batch_size
         generator = torch.Generator(device).manual_seed(0)
-        shape = (batch_size, config.in_channels, config.sample_size, config.sample_size)
+        shape = (batch_size, config.in_channels, side_of(case), side_of(case))
         self.images = torch.randn(shape, generator=generator, device=device)
         text_shape = (batch_size, case.text_tokens, config.cross_attention_dim)
         text = torch.randn(text_shape, generator=generator, device=device)
@@ -247,6 +251,11 @@ def shape_of(case: Case) -> Row:
         "direction": case.how,
         "batch": case.batch_size,
         "width": None,
-        "tokens": load_preset(case.preset)["sample_size"] ** 2,
+        "tokens": side_of(case) ** 2,
         "text_tokens": case.text_tokens,
     }
+
+
+def side_of(case: Case) -> int:
+    """Latents per side of an image."""
+    return case.latents_per_side or load_preset(case.preset)["sample_size"]

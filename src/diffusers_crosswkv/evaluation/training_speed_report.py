@@ -44,18 +44,19 @@ def section(folder: Path, name: str, results: Results) -> str:
         f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}; commit {commits}; torch {first['torch']}, "
         f"diffusers {first['diffusers']}; load average before a case {min(loads)} to {max(loads)}.",
     ]
-    presets = list(dict.fromkeys(row["kind"] for row in results.rows))
-    for preset in presets:
-        rows = [row for row in results.rows if row["kind"] == preset]
+    of_shapes: dict[tuple, list[Row]] = {}
+    for row in results.rows:
+        of_shapes.setdefault((row["kind"], row["batch"], row["tokens"]), []).append(row)
+    for (preset, *_), rows in of_shapes.items():
         parts += [f"### `{preset}`: {shape(rows[0])}", markdown(HEADER, [cells(of) for of in comparisons(rows)])]
-    panels = {
-        f"{preset}, {shape(results.of(kind=preset, direction='all')[0])}": {
-            side: curve(results.of(kind=preset, direction="all", implementation=side), "text_tokens", **style)
-            for side, style in CURVES.items()
-        }
-        for preset in presets
-        if results.of(kind=preset, direction="all")
-    }
+    panels = {}
+    for (preset, batch, tokens), rows in of_shapes.items():
+        chosen = {"kind": preset, "batch": batch, "tokens": tokens, "direction": "all"}
+        if len({row["text_tokens"] for row in results.of(**chosen)}) > 1:
+            panels[f"{preset}, {shape(rows[0])}"] = {
+                side: curve(results.of(**chosen, implementation=side), "text_tokens", **style)
+                for side, style in CURVES.items()
+            }
     if panels:
         path = folder / f"{name}.png"
         plots.cost_curves(path, f"One training step of a U-Net\n{machine(results)}", "text tokens L", panels)
