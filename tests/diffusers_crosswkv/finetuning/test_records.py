@@ -88,7 +88,7 @@ def test_tensorboard(tmp_path):
 
 def test_trackers_that_are_not_there(monkeypatch):
     check_trackers(())
-    with pytest.raises(ValueError, match="`report_to` must be of .*tensorboard.* or none, got 'paper'"):
+    with pytest.raises(ValueError, match=r"`report_to` must be of .*tensorboard.* or none, got 'paper'"):
         check_trackers(("paper",))
     monkeypatch.setattr("diffusers_crosswkv.finetuning.records.get_available_trackers", list)
     with pytest.raises(
