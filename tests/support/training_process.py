@@ -23,7 +23,7 @@ SETTINGS = {"max_train_steps": 6, "batch_size": 4, "checkpointing_steps": 2, "lr
 SUPPORT = Path(__file__).parent
 
 
-def tiny_models(seed=0, tokenizer=None, **unet_config):
+def tiny_models(seed=0, tokenizer=None, vae=None, **unet_config):
     torch.manual_seed(seed)
     tokenizer = tokenizer or fit_tokenizer(all_captions())
     return Models(
@@ -32,6 +32,7 @@ def tiny_models(seed=0, tokenizer=None, **unet_config):
         tokenizer,
         DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction"),
         text_prefix="<|endoftext|>",
+        vae=vae,
     )
 
 

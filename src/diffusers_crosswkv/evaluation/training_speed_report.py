@@ -95,7 +95,9 @@ This page is written by `scripts/benchmark_training.py` from the rows beside it,
 - A whole training step: noise, forward, backward, clipping, AdamW; images per second, median and quartiles.
   **softmax** is the stock U-Net of Diffusers with the same config and its own attention, **state** is
   `DIR7UNet2DConditionModel` in `state` fusion, which scans the text once per step for all layers.
-- The text is frozen: random embeddings of L tokens with a mask, which keeps between half and all of a prompt's tokens.
+- The text is frozen: random embeddings of L tokens with a mask, which keeps between half and all of a prompt's
+  tokens, or 8 to 24 where that is said. One prompt of each batch has all L, so that no padding can be cut off, but for
+  the short ones, where `state` cuts it off on a CPU.
 - The sides of a case take turns, step by step, in one process after a warm-up. **state / softmax** is the ratio of
   their images per second, taken round by round, median and quartiles: above 1 `state` is the faster one.
 - **peak**: on a CPU the resident set of a process of its own at its height, with all that it has imported; on a GPU

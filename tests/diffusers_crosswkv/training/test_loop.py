@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from training_process import Losses, fifty_digits, tiny_config, tiny_models, weights_of
+from vaes import tiny_vae
 
+from diffusers_crosswkv.data.config import DataConfig
 from diffusers_crosswkv.data.examples import BrokenImage, Example
+from diffusers_crosswkv.data.loading import open_data
 from diffusers_crosswkv.training import Callback, NoSpaceLeft, OutOfMemory, Run, TrainingConfig, TrainingInterrupted
 from diffusers_crosswkv.training import loop as loop_module
 from diffusers_crosswkv.training.batches import InMemoryExamples
@@ -80,6 +83,28 @@ def test_interrupted_and_straight_runs_are_bitwise_equal(models_of, tmp_path, se
     assert first.values | second.values == losses.values
     a, b = (result.denoiser.trained_state_dict() for result in (whole, resumed))
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_latents_and_captions_from_a_cache_are_those_that_were_computed(models_of, tmp_path, cached):
+    """A run that fills the cache, and one that is interrupted and finds a part of it, see the same numbers."""
+
+    def run(folder, cache, stop_after=None):
+        torch.manual_seed(1)
+        models = models_of(vae=tiny_vae(), in_channels=4, out_channels=4)
+        losses = Losses(stop_after=stop_after)
+        config = tiny_config(folder, train_text_encoder=False, caption_dropout=0.3)
+        train(config, models, source, callbacks=[losses], caches=cache if cached else None)
+        return losses.values, weights_of(models)
+
+    source = open_data(DataConfig("scenes:16", max_examples=10), 4)
+    losses, straight = run(tmp_path / "a", tmp_path / "cache a")
+    with pytest.raises(TrainingInterrupted):
+        run(tmp_path / "b", tmp_path / "cache b", stop_after=2)
+    resumed_losses, resumed = run(tmp_path / "b", tmp_path / "cache b")
+    assert resumed_losses == {step: losses[step] for step in range(3, 7)}
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+    assert len(list((tmp_path / "cache b").glob("latents/*/*"))) == (10 if cached else 0)
 
 
 def test_a_kill_in_the_middle_loses_nothing_but_steps(models_of, tmp_path):
