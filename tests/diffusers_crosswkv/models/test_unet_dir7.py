@@ -371,7 +371,8 @@ def test_copies_and_compiled_models_agree(make_unet, inputs, fusion):
         expected = unet(*inputs).sample
         assert torch.equal(copy.deepcopy(unet)(*inputs).sample, expected)
         compiled = torch.compile(unet, fullgraph=True, backend="eager")
-        assert relative_error(compiled(*inputs).sample, expected) < 1e-6
+        # a compiler gets another form of the scan, which rounds differently before all layers
+        assert relative_error(compiled(*inputs).sample, expected) < 1e-5
         if fusion != "paper":
             encode = torch.compile(unet.encode_prompt, fullgraph=True, backend="eager")
             assert encode(inputs[2]).batch_size == 2
