@@ -17,7 +17,14 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts/train_dir7.py"
 CONFIGS = sorted((ROOT / "scripts/accelerate").glob("*.yaml"))
 SHORT = ("--max_train_steps", "2", "--batch_size", "4", "--validation_examples", "4", "--report_to", "none")
-PROMPTS = ("--validation_prompts", "a seven", "an eight", "--validation-inference-steps", "2")
+PROMPTS = (
+    "--validation_prompts",
+    "a seven",
+    "an eight",
+    "--validation-inference-steps",
+    "2",
+    "--num_validation_images=1",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -152,13 +159,13 @@ command("--model", "base", "--preset", "state", "--output_dir", "state", "--hub_
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_accelerate_reads_the_configurations(path):
-    config = load_config_from_file(path)
+    config = load_config_from_file(str(path))
     assert config.num_processes >= 1
     assert config.mixed_precision in ("no", "bf16")
 
 
 def test_what_is_sharded():
     (path,) = [path for path in CONFIGS if path.stem == "fsdp2"]
-    options = load_config_from_file(path).fsdp_config
+    options = load_config_from_file(str(path)).fsdp_config
     assert options["fsdp_version"] == 2
     assert options["fsdp_transformer_layer_cls_to_wrap"] == "ResnetBlock2D,FeedForward"

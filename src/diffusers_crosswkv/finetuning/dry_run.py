@@ -55,6 +55,16 @@ class Watch(Callback):
         self.metrics.append(metrics)
 
 
+@dataclass(frozen=True)
+class Trial:
+    """Metrics of the last step, what was trained, and bytes: of a checkpoint (on the main process), of memory."""
+
+    last: StepMetrics
+    denoiser: nn.Module
+    checkpoint: int
+    peak: int
+
+
 def try_out(config: FinetuningConfig, progress: bool = True) -> DryRun | None:
     """Check everything and make two steps; nothing is left but sizes of images in the cache of the data.
 
@@ -69,45 +79,44 @@ def try_out(config: FinetuningConfig, progress: bool = True) -> DryRun | None:
     if accelerator.is_main_process:
         check_before(config)
     prepared = prepare(config, accelerator, progress)
-    data = describe_data(config, prepared)
-    captions = describe_captions(config, prepared)
-    with tempfile.TemporaryDirectory(
-        dir=nearest_folder(Path(config.training.output_dir)), prefix=".dry-run-"
-    ) as scratch:
-        training = dataclasses.replace(
-            config.training, output_dir=Path(scratch, "run"), max_train_steps=STEPS, checkpointing_steps=STEPS
-        )
-        watch = Watch()
-        reset_peak(accelerator.device)
-        trained = train(
-            training, prepared.start.models, prepared.data, callbacks=(watch,), progress=False, accelerator=accelerator
-        )
-        checkpoint = folder_sizes(training.checkpoints_dir)
-    peak = peak_memory(accelerator.device)
+    data, captions = describe_data(config, prepared), describe_captions(config, prepared)
+    trial = make_steps(config, prepared, accelerator)
     if not accelerator.is_main_process:
         return None
-    seconds = config.training.batch_size / watch.metrics[-1].images_per_second
-    needed, free, disk = describe_disk(config, checkpoint, prepared)
+    seconds = config.training.batch_size / trial.last.images_per_second
+    needed, free, disk = describe_disk(config, trial.checkpoint, prepared)
     problems = []
     if needed > free:
         problems.append(f"checkpoints and result take {size(needed)}, and {size(free)} are free: free some space")
-    if trained.tally.bad_steps:
+    if trial.last.bad_steps:
         problems.append("loss or gradient of the steps were not finite: see --mixed_precision and --learning_rate")
+    step = f"{seconds:.3g} s, {trial.last.images_per_second:.3g} images/s, loss {trial.last.loss:.4g}"
     findings = (
         ("start", describe_start(prepared.start)),
         ("data", data),
         ("captions", captions),
-        ("model", describe_model(trained.denoiser, prepared)),
-        ("memory", describe_memory(trained.denoiser, config, accelerator, peak)),
-        (
-            "step",
-            f"{seconds:.3g} s, {watch.metrics[-1].images_per_second:.3g} images/s, loss {watch.metrics[-1].loss:.4g}",
-        ),
+        ("model", describe_model(trial.denoiser, prepared)),
+        ("memory", describe_memory(trial.denoiser, config, accelerator, trial.peak)),
+        ("step", step),
         ("full run", describe_length(config, prepared, seconds)),
         ("disk", disk),
         ("output", describe_output(config)),
     )
     return DryRun(findings, tuple(problems))
+
+
+def make_steps(config: FinetuningConfig, prepared: Prepared, accelerator: Accelerator) -> Trial:
+    """Train two steps in a folder beside the output folder, which is gone afterwards; called on every process."""
+    beside, watch = nearest_folder(Path(config.training.output_dir)), Watch()
+    with tempfile.TemporaryDirectory(dir=beside, prefix=".dry-run-") as scratch:
+        training = dataclasses.replace(
+            config.training, output_dir=Path(scratch, "run"), max_train_steps=STEPS, checkpointing_steps=STEPS
+        )
+        reset_peak(accelerator.device)
+        models, data = prepared.start.models, prepared.data
+        trained = train(training, models, data, callbacks=(watch,), progress=False, accelerator=accelerator)
+        checkpoint = newest_checkpoint_size(training.checkpoints_dir)
+    return Trial(watch.metrics[-1], trained.denoiser, checkpoint, peak_memory(accelerator.device))
 
 
 def describe_data(config: FinetuningConfig, prepared: Prepared) -> str:
@@ -220,9 +229,9 @@ def size(n: float) -> str:
     return f"{n:.3g} TB"
 
 
-def folder_sizes(folder: Path) -> int:
-    """Bytes in the newest checkpoint."""
-    newest = max(path for path in folder.iterdir() if path.is_dir())
+def newest_checkpoint_size(folder: Path) -> int:
+    """Bytes; 0 if there is none, as on all processes but the main one."""
+    newest = max(folder.glob("checkpoint-*"), default=folder)
     return sum(path.stat().st_size for path in newest.rglob("*") if path.is_file())
 
 

@@ -65,14 +65,8 @@ def finetune(config: FinetuningConfig, progress: bool = True) -> FinetuningRepor
         claim(config)
     accelerator.wait_for_everyone()
     records = make_records(config)
-    validation = Validation(
-        prepared.start,
-        config.validation,
-        config.validation.prompts(),
-        prepared.data.holdout,
-        records,
-        Path(config.training.output_dir),
-    )
+    prompts, folder = config.validation.prompts(), Path(config.training.output_dir)
+    validation = Validation(prepared.start, config.validation, prompts, prepared.data.holdout, records, folder)
     try:
         trained = train(
             config.training,
