@@ -52,7 +52,7 @@ def section(folder: Path, name: str, results: Results) -> str:
     panels = {}
     for (preset, batch, tokens), rows in of_shapes.items():
         chosen = {"kind": preset, "batch": batch, "tokens": tokens, "direction": "all"}
-        if len({row["text_tokens"] for row in results.of(**chosen)}) > 1:
+        if results.of(**chosen):
             panels[f"{preset}, {shape(rows[0])}"] = {
                 side: curve(results.of(**chosen, implementation=side), "text_tokens", **style)
                 for side, style in CURVES.items()

@@ -20,12 +20,6 @@ if TYPE_CHECKING:
     from .models import Models
 
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")  # as Diffusers' LoRA script: of cross- and self-attention
-LEARNING_RATES = {  # peaks for AdamW to begin with
-    "all": 1e-4,  # the paper's
-    "attn2": 1e-4,
-    "lora": 1e-4,  # the default of Diffusers' LoRA script
-    "state": 0.1,  # states are sums over a text's tokens: far larger than weights; 0.3 did well on digits
-}
 COMPILED = "_orig_mod."  # what `torch.compile` puts into parameters' names
 
 
