@@ -54,14 +54,14 @@ def configure_zero(accelerator: Accelerator, config: TrainingConfig) -> None:
 
 def check_zero(settings: dict, config: TrainingConfig) -> None:
     zero = settings["zero_optimization"]
-    offloaded = {(zero.get(f"offload_{what}") or {}).get("device", "none") for what in ("optimizer", "param")}
+    offload = [(zero.get(f"offload_{what}") or {}).get("device", "none") for what in ("optimizer", "param")]
     for fits, requirement, got in (
         (compare_versions("deepspeed", ">=", TRIED), f"version {TRIED} or later", "an older one"),
         (zero["stage"] in STAGES, "`zero_stage` 1 or 2", zero["stage"]),
-        (offloaded == {"none"}, "no offloading (`offload_optimizer_device: none`)", offloaded - {"none"}),
+        (set(offload) == {"none"}, "optimizer and parameters offloaded to `none`", " and ".join(offload)),
         (config.optimizer == "adamw", "`optimizer` adamw", config.optimizer),
         (config.mixed_precision != "fp16", "`mixed_precision` bf16 or no", "fp16"),
-        (not settings.keys() & {"optimizer", "scheduler"}, "no optimizer or scheduler in its file", "one"),
+        (not settings.keys() & {"optimizer", "scheduler"}, "a file without optimizer and scheduler", "one with"),
     ):
         if not fits:
             raise ValueError(
