@@ -63,6 +63,25 @@ class Losses(Callback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+class Poison(Callback):
+    """On the last process: after two steps an infinite loss with a finite gradient, after four one with NaN in it."""
+
+    def step(self, run, metrics):
+        if run.accelerator.process_index + 1 < run.accelerator.num_processes:
+            return
+        if metrics.step == 2:
+            loss = run.loss
+
+            def infinite(places):
+                run.loss = loss
+                return loss(places) + torch.inf
+
+            run.loss = infinite
+        if metrics.step == 4:
+            weight = run.models.unet.conv_in.weight
+            handle = weight.register_hook(lambda gradient: (handle.remove(), gradient * torch.nan)[1])
+
+
 def weights_of(models):
     return {
         f"{name}.{key}": x.detach().clone()
@@ -83,9 +102,10 @@ def main():
     torch.set_num_threads(1)
     settings = json.loads(sys.argv[1])
     losses = Losses(sys.argv[2] if len(sys.argv) > 2 else None, settings.pop("stop_after", None))
+    callbacks = [losses, Poison()] if settings.pop("poisoned", False) else [losses]
     folder = settings.pop("output_dir")
     try:
-        train(tiny_config(folder, **settings), tiny_models(), fifty_digits(), callbacks=[losses], progress=False)
+        train(tiny_config(folder, **settings), tiny_models(), fifty_digits(), callbacks=callbacks, progress=False)
     except TrainingInterrupted as stopped:
         print(stopped)
 

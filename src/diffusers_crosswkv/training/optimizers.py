@@ -99,9 +99,14 @@ def load_optimizer_state(
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = value
     groups = optimizer.state_dict()["param_groups"]
+    load_groups(groups, values)
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def load_groups(groups: list[dict[str, Any]], values: dict[str, Any]) -> None:
+    """Of what [`optimizer_state`] gave, all that is not a parameter's."""
     for group, kept in zip(groups, values["groups"], strict=True):
         group.update({key: tuple(x) if isinstance(x, list) else x for key, x in kept.items()})
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 class Muon(torch.optim.Optimizer):

@@ -3,13 +3,12 @@
 import copy
 import dataclasses
 import hashlib
-import math
 import os
 import random
 import time
 import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,8 @@ from .objective import Draw, Objective
 from .optimizers import make_lr_scheduler, make_optimizer
 from .prompts import Prompts
 from .saving import capture, restore
-from .sharding import is_sharded, mean_over_processes, whole
+from .sharding import is_sharded, mean_over_processes
+from .stepping import make_stepper
 from .tally import Tally
 
 
@@ -68,7 +68,7 @@ class Run:
         self.plain = copy.deepcopy(self.denoiser).cpu() if is_sharded(accelerator) else self.denoiser
         if config.compile:
             self.denoiser.unet.compile()
-        self.wrapped, self.prepared_optimizer = accelerator.prepare(self.denoiser, self.optimizer)
+        self.stepper = make_stepper(accelerator, config, self.denoiser, self.optimizer)
         self.parameters = dict(self.denoiser.trained_parameters())
         self.averages = Averages(self.parameters, config.ema_decay, config.ema_on_cpu)
         self.checkpoint_folder: Path | None = None
@@ -95,9 +95,9 @@ class Run:
             random.Random(f"{self.config.seed}/{self.step}/{self.accelerator.process_index}").getrandbits(63)
         )
         (loss,) = mean_over_processes(self.accelerator, [self.backward(places)])
-        grad_norm = whole(self.accelerator.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm)).item()
         learning_rate = self.optimizer.param_groups[0]["lr"]
-        self.update(good=math.isfinite(loss) and math.isfinite(grad_norm))
+        grad_norm, good = self.stepper.step(loss)
+        self.follow(good)
         self.step += 1
         seconds = time.perf_counter() - started + waited
         self.seconds += seconds
@@ -109,11 +109,9 @@ class Run:
         parts = self.config.gradient_accumulation_steps
         size, total = len(places) // parts, 0.0
         for i in range(parts):
-            with ExitStack() as stack:
-                if i + 1 < parts:  # processes exchange gradients with the last part
-                    stack.enter_context(self.accelerator.no_sync(self.wrapped))
+            with self.stepper.part(last=i + 1 == parts):
                 loss = self.loss(places[i * size : (i + 1) * size]) / parts
-                self.accelerator.backward(loss)
+                self.stepper.backward(loss)
             total += loss.item()
         return total
 
@@ -125,25 +123,20 @@ class Run:
         draw = Draw(*(torch.cat(parts) for parts in zip(*drawn, strict=True))).to(self.accelerator.device)
         noisy = self.objective.noisy(latents, draw)
         captions = [place.caption for place in places]
-        with self.accelerator.autocast():
+        with self.stepper.autocast():
             if self.denoiser.text_encoder is None:
                 prompt_embeds, mask = self.prompts.encode(captions)
-                prediction = self.wrapped(noisy, draw.times, prompt_embeds, mask)
+                prediction = self.stepper.wrapped(noisy, draw.times, prompt_embeds, mask)
             else:
-                prediction = self.wrapped(noisy, draw.times, captions=captions)
+                prediction = self.stepper.wrapped(noisy, draw.times, captions=captions)
         return self.objective.per_sample(prediction, latents, draw).mean()
 
-    def update(self, good: bool) -> None:
-        """Let the optimizer take its step, unless loss or gradient is not finite.
+    def follow(self, good: bool) -> None:
+        """What comes after the optimizer's step, taken (good) or left out.
 
-        In fp16 the scaler leaves such steps out itself, and lowers its scale: that is its way, and counted only when
-        there is nothing left to lower.
+        In fp16 the scaler leaves steps out until it has found its scale: bad ones are those with none left to lower.
         """
-        if good or self.scaler is not None:
-            self.prepared_optimizer.step()
-        counted_good = good or (self.scaler is not None and self.scaler.get_scale() >= 1)
-        self.tally.count_step(counted_good)
-        self.prepared_optimizer.zero_grad()
+        self.tally.count_step(good or (self.scaler is not None and self.scaler.get_scale() >= 1))
         with warnings.catch_warnings():  # PyTorch wants a step of the optimizer before; a bad one is none
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
             self.lr_scheduler.step()
@@ -230,7 +223,7 @@ class Run:
     def finish(self) -> Models:
         """The models with averaged weights; those that were given, unless the run is sharded."""
         averages = self.averages.whole()
-        self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
+        self.accelerator.unwrap_model(self.stepper.wrapped, keep_fp32_wrapper=False)
         if self.plain is self.denoiser:
             self.fill(averages)
             self.denoiser.eval()

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from .checkpoints import Checkpoint
-from .optimizers import load_optimizer_state, optimizer_state
 from .sharding import cut_like, from_main, tensors_from_main, whole
 from .tally import add_up
 
@@ -18,11 +17,11 @@ if TYPE_CHECKING:
 def capture(run: "Run") -> Checkpoint:
     """Everything that the steps to come depend on. Called on every process; complete on the main one."""
     averages, averaged_steps = run.averages.state_dict()
-    moments, optimizer_values = optimizer_state(run.optimizer)
+    moments, optimizer_values = run.stepper.optimizer_state()
     tensors = {
         "weights": {name: whole(x).detach() for name, x in run.parameters.items()},
         "ema": averages,
-        "optimizer": {name: whole(x) for name, x in moments.items()},
+        "optimizer": moments,
     }
     values = {
         "base": run.base_digest,
@@ -55,8 +54,7 @@ def restore(run: "Run", checkpoint: Checkpoint | None) -> bool:
     for name, parameter in run.parameters.items():
         parameter.copy_(cut_like(tensors["weights"][name], parameter))
     run.averages.load_state_dict(tensors.get("ema", {}), values["ema_step"])
-    moments = cut_optimizer_state(run.optimizer, tensors["optimizer"])
-    load_optimizer_state(run.optimizer, moments, values["optimizer"])
+    run.stepper.load_optimizer_state(tensors["optimizer"], values["optimizer"])
     run.lr_scheduler.load_state_dict(values["lr_scheduler"])
     if run.scaler is not None and values["scaler"]:
         run.scaler.load_state_dict(values["scaler"])
@@ -82,16 +80,3 @@ def check_model(run: "Run", weights: Mapping[str, torch.Tensor], base: str) -> N
             f"The checkpoints in {run.config.checkpoints_dir} must be of this model, but hold another one ({what}); "
             "use the model they were made with, or another `output_dir`."
         )
-
-
-def cut_optimizer_state(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
-    """Tensors of a parameter's shape, such as its moments, sharded as it is."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-    def cut(name: str, x: torch.Tensor) -> torch.Tensor:
-        like = parameters[int(name.split(".")[0])]
-        return cut_like(x, like) if x.dim() and x.shape == like.shape else x
-
-    return {name: cut(name, x) for name, x in tensors.items()}

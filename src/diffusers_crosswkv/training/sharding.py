@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .config import TrainingConfig
 from .optimizers import SHARDABLE
+from .zero import configure_zero
 
 
 def make_accelerator(config: TrainingConfig, **options) -> Accelerator:
@@ -35,6 +36,7 @@ def make_accelerator(config: TrainingConfig, **options) -> Accelerator:
             f"{config.batch_size} and {accelerator.num_processes} * {config.gradient_accumulation_steps}; "
             f"{-(-config.batch_size // parts) * parts} would do."
         )
+    configure_zero(accelerator, config)
     wanted = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     if wanted and accelerator.distributed_type == DistributedType.MULTI_CPU:
         accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()  # reads what the launcher has set

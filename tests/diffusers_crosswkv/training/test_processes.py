@@ -1,9 +1,10 @@
-"""Several processes (gloo on a CPU) train as one does: replicated (DDP) and sharded (FSDP2)."""
+"""Several processes (gloo on a CPU) train as one does: replicated (DDP), sharded (FSDP2), with DeepSpeed (ZeRO)."""
 
+import importlib.util
 import json
 
 import pytest
-from training_process import Losses, fifty_digits, start, tiny_config, tiny_models, weights_of
+from training_process import Losses, Poison, fifty_digits, start, tiny_config, tiny_models, weights_of
 
 from diffusers_crosswkv.training import train
 
@@ -15,6 +16,8 @@ SHARDED = {
     "FSDP_TRANSFORMER_CLS_TO_WRAP": "ResnetBlock2D,FeedForward",
     "FSDP_RESHARD_AFTER_FORWARD": "true",
 }
+ZERO = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2", "DS_ACCELERATOR": "cpu"}
+needs_deepspeed = pytest.mark.skipif(not importlib.util.find_spec("deepspeed"), reason="deepspeed is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +40,7 @@ def run_two(monkeypatch, folder, environment=None, parameters="Parameter", **set
     output = process.communicate(timeout=240)[0]
     assert process.returncode == 0, output
     assert f"training {parameters} in 2 processes" in output
-    for name in SHARDED:
+    for name in SHARDED | ZERO:
         monkeypatch.delenv(name, raising=False)
     return {int(step): loss for step, loss in json.loads(report.read_text()).items()}
 
@@ -59,6 +62,33 @@ def assert_like_one_process(alone, losses, folder, **settings):
 def test_two_processes_train_as_one(alone, monkeypatch, tmp_path):
     losses = run_two(monkeypatch, tmp_path / "run")
     assert_like_one_process(alone, losses, tmp_path / "run")
+
+
+@needs_deepspeed
+def test_deepspeed_saves_and_resumes(alone, monkeypatch, tmp_path):
+    first = run_two(monkeypatch, tmp_path / "run", ZERO, stop_after=3)
+    second = run_two(monkeypatch, tmp_path / "run", ZERO)
+    assert sorted(first) == [1, 2, 3] and sorted(second) == [4, 5, 6]
+    assert_like_one_process(alone, first | second, tmp_path / "run")
+
+
+@needs_deepspeed
+def test_one_process_goes_on_where_deepspeed_stopped(alone, monkeypatch, tmp_path):
+    first = run_two(monkeypatch, tmp_path / "run", ZERO | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "1"}, stop_after=3)
+    rest = Losses()
+    train(tiny_config(tmp_path / "run"), tiny_models(), fifty_digits(), callbacks=[rest], progress=False)
+    assert first | rest.values == pytest.approx(alone[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("environment", [{}, pytest.param(ZERO, marks=needs_deepspeed)], ids=["ddp", "deepspeed"])
+def test_steps_that_are_not_finite_are_left_out_everywhere(environment, monkeypatch, tmp_path):
+    losses, models = Losses(), tiny_models()
+    config = tiny_config(tmp_path / "alone")
+    result = train(config, models, fifty_digits(), callbacks=[losses, Poison()], progress=False)
+    assert result.tally.bad_steps == 2 and losses.values[3] == float("inf")
+    two = run_two(monkeypatch, tmp_path / "run", environment, poisoned=True, gradient_accumulation_steps=2)
+    expected = losses.values, weights_of(models)
+    assert_like_one_process(expected, two, tmp_path / "run", gradient_accumulation_steps=2)
 
 
 def test_shards_save_and_resume(alone, monkeypatch, tmp_path):
