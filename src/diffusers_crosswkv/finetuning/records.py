@@ -170,6 +170,10 @@ class Records(Callback):
         self.metrics.write(step=step, **values, seconds=self.seconds())
         self.trackers.log(values, step)
 
+    def validated(self, step: int) -> bool:
+        """Whether a validation after `step` has been entered; on the main process alone."""
+        return any(line["step"] == step and "validation_loss" in line for line in read_metrics(self.metrics.path))
+
     def picture(self, name: str, image: Image.Image, step: int) -> None:
         """Show a picture in the trackers; on the main process alone."""
         self.trackers.log_image(name, image, step)

@@ -17,6 +17,7 @@ from ..generation.run import png
 from ..training.callbacks import Callback, StepMetrics
 from ..training.denoiser import Denoiser, initial_prompt_state
 from ..training.objective import Draw
+from ..training.sharding import any_process
 from .config import ValidationSettings
 from .models import Start
 from .records import Records
@@ -59,12 +60,22 @@ class Validation(Callback):
         self._questions: list[Questions] | None = None
 
     def start(self, run: "Run") -> None:
-        if run.step == 0:
-            self.validate(run, 0)
+        """At the very start, and where an interruption has kept a run from it."""
+        missing = run.accelerator.is_main_process and not self.done(run.step)
+        if self.due(run, run.step) and any_process(run.accelerator, missing):
+            self.validate(run, run.step)
 
-    def step(self, run: "Run", metrics: StepMetrics) -> None:
-        if metrics.step % self.settings.validation_steps == 0 or metrics.step == run.config.max_train_steps:
+    def pause(self, run: "Run", metrics: StepMetrics) -> None:
+        if self.due(run, metrics.step):
             self.validate(run, metrics.step)
+
+    def done(self, step: int) -> bool:
+        """Whether the findings after `step` are there; asked of the main process."""
+        drawn = not self.prompts or picture_path(self.folder, step).exists()
+        return drawn and (not self.examples or self.records.validated(step))
+
+    def due(self, run: "Run", step: int) -> bool:
+        return step % self.settings.validation_steps == 0 or step == run.config.max_train_steps
 
     def validate(self, run: "Run", step: int) -> None:
         """Draw and measure; called on every process."""

@@ -1,6 +1,6 @@
 """The running average of the trained weights, which is what a run returns."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from diffusers.training_utils import EMAModel
@@ -35,17 +35,21 @@ class Averages:
             for part, parameter in zip(parts, self.parameters.values(), strict=True)
         ]
 
-    @torch.no_grad()
-    def whole(self) -> dict[str, torch.Tensor]:
-        """Name to average, whole, on every process; a collective operation if the weights are sharded."""
-        if self.ema is None:
-            return {name: whole_from_local(local(x), x).detach() for name, x in self.parameters.items()}
-        shadows = zip(self.parameters.items(), self.ema.shadow_params, strict=True)
-        return {name: whole_from_local(shadow, parameter) for (name, parameter), shadow in shadows}
+    @property
+    def steps(self) -> int:
+        return 0 if self.ema is None else self.ema.optimization_step
 
-    def state_dict(self) -> tuple[dict[str, torch.Tensor], int]:
-        """Whole averages by name, none if the average is the last step, and the number of steps."""
-        return ({}, 0) if self.ema is None else (self.whole(), self.ema.optimization_step)
+    @torch.no_grad()
+    def whole(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Names and averages, one after the other, whole, on every process; collective if the weights are sharded."""
+        parts = self.ema.shadow_params if self.ema is not None else [local(x) for x in self.parameters.values()]
+        for (name, parameter), part in zip(self.parameters.items(), parts, strict=True):
+            yield name, whole_from_local(part, parameter).detach()
+
+    def kept(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """As [`~Averages.whole`], but nothing if the average is the last step."""
+        if self.ema is not None:
+            yield from self.whole()
 
     @torch.no_grad()
     def load_state_dict(self, averages: Mapping[str, torch.Tensor], steps: int) -> None:

@@ -36,7 +36,10 @@ class Callback:
         """Before the first step of this call; `run.step` says how many are done if the run goes on."""
 
     def step(self, run: "Run", metrics: StepMetrics) -> None:
-        """After every step."""
+        """After every step, before its checkpoint if there is one: for what is quick."""
+
+    def pause(self, run: "Run", metrics: StepMetrics) -> None:
+        """After every step and its checkpoint, but not if the run is stopping: for what takes time."""
 
     def checkpoint(self, run: "Run", folder: Path) -> None:
         """After a checkpoint was written."""

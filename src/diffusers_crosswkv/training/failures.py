@@ -1,7 +1,7 @@
 """What goes wrong in long runs, in the words of the person who has to mend it."""
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,6 +10,10 @@ import torch
 
 from .config import TrainingConfig
 
+OF_CALLBACKS = (
+    "Validation must fit into memory beside the training, and does not; fewer images at once or smaller ones help: "
+    "`num_validation_images`, `validation_prompts`. Checkpoints are as they were."
+)
 ALLOCATION_FAILED = ("out of memory", "can't allocate memory", "not enough memory")
 
 
@@ -22,15 +26,15 @@ class NoSpaceLeft(OSError):  # noqa: N818
 
 
 @contextmanager
-def explained_memory(config: TrainingConfig, num_processes: int) -> Iterator[None]:
-    """Turn an allocation that failed into [`OutOfMemory`]."""
+def explained_memory(advice: Callable[[], str]) -> Iterator[None]:
+    """Turn an allocation that failed into [`OutOfMemory`], with what helps."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
             words in str(error).lower() for words in ALLOCATION_FAILED
         ):
-            raise OutOfMemory(memory_advice(config, num_processes)) from error
+            raise OutOfMemory(advice()) from error
         raise
 
 

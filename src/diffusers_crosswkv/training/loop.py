@@ -2,22 +2,23 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from ..data.examples import ExampleSource
-from .batches import CaptionedImages, as_source
+from .batches import CaptionedImages, Place, as_source
 from .callbacks import Callback, StepMetrics
 from .config import TrainingConfig, claim_output_dir
 from .denoiser import Denoiser
-from .failures import explained_memory
+from .failures import OF_CALLBACKS, explained_memory, memory_advice
 from .models import Models
 from .run import Run
-from .sharding import make_accelerator, mean_over_processes
+from .sharding import any_process, make_accelerator
 from .stopping import TrainingInterrupted, stop_requests
 from .tally import Tally
 
@@ -73,15 +74,16 @@ def train(
         claim_output_dir(config)
     accelerator.wait_for_everyone()
     source = as_source(data, config.batch_size, config.seed)
-    with explained_memory(config, accelerator.num_processes):
+    with explained_memory(partial(memory_advice, config, accelerator.num_processes)):
         run = Run(config, models, source, accelerator, caches)
         run.resume()
+    with explained_memory(lambda: OF_CALLBACKS):
         for callback in callbacks:
             callback.start(run)
-        take_steps(run, callbacks, progress and accelerator.is_main_process)
-        averaged = run.finish()
-        for callback in callbacks:
-            callback.end(run)
+    take_steps(run, callbacks, progress and accelerator.is_main_process)
+    averaged = run.finish()
+    for callback in callbacks:
+        callback.end(run)
     return TrainingResult(averaged, run.plain, run.step, run.seconds, run.tally)
 
 
@@ -94,21 +96,37 @@ def take_steps(run: Run, callbacks: Sequence[Callback], progress: bool) -> None:
     total = run.config.max_train_steps
     bar = tqdm(total=total, initial=run.step, desc="training", unit="step", disable=not progress, dynamic_ncols=True)
     with bar, stop_requests() as stop, closing(run.batches()) as batches:
-        asked = time.perf_counter()
-        for places in batches:
-            metrics = run.train_step(places, waited=time.perf_counter() - asked)
+        while run.step < total:
+            asked = time.perf_counter()
+            places = next_share(run, batches)
+            with explained_memory(partial(memory_advice, run.config, run.accelerator.num_processes)):
+                metrics = run.train_step(places, waited=time.perf_counter() - asked)
             show(bar, metrics)
             for callback in callbacks:
                 callback.step(run, metrics)
             run.check()
-            (stopping,) = mean_over_processes(run.accelerator, [stop.is_set()])  # a signal may reach one process alone
+            stopping = any_process(run.accelerator, stop.is_set())  # a signal may reach one process alone
             if stopping or run.step % run.config.checkpointing_steps == 0 or run.step == total:
                 folder = run.save()
                 for callback in callbacks:
                     callback.checkpoint(run, folder)
             if stopping and run.step < total:
                 raise TrainingInterrupted(f"Stopped after {run.step} of {total} steps; all is saved.")
-            asked = time.perf_counter()
+            with explained_memory(lambda: OF_CALLBACKS):
+                for callback in callbacks:
+                    callback.pause(run, metrics)
+
+
+def next_share(run: Run, batches: Iterator[list[Place]]) -> list[Place]:
+    """This process's part of the next batch; if one process has none, all stop, and none waits for it for ever."""
+    places, failure = [], None
+    try:
+        places = next(batches)
+    except Exception as error:
+        failure = error
+    if any_process(run.accelerator, failure is not None):
+        raise failure or RuntimeError("Another process could not get its images; its message says why.")
+    return places
 
 
 def show(bar: tqdm, metrics: StepMetrics) -> None:

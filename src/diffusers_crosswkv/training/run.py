@@ -7,7 +7,7 @@ import os
 import random
 import time
 import warnings
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,9 @@ from .objective import Draw, Objective
 from .optimizers import make_lr_scheduler, make_optimizer
 from .prompts import Prompts
 from .saving import capture, restore
-from .sharding import is_sharded, mean_over_processes
+from .sharding import is_sharded, sums_over_processes
 from .stepping import make_stepper
-from .tally import Tally
+from .tally import Tally, broken_images, too_many_broken
 
 
 class Run:
@@ -56,9 +56,10 @@ class Run:
         self.config, self.models, self.source, self.accelerator = config, models, source, accelerator
         self.step, self.seconds = 0, 0.0
         self.tally = Tally()
+        torch.manual_seed(config.seed)  # adapters begin with random numbers
         for network in models.networks().values():
             network.to(accelerator.device)
-        self.denoiser = make_denoiser(models, config)
+        self.denoiser = make_denoiser(models, config).train()
         self.base_digest = digest_of_frozen(models)
         self.objective = Objective(models.scheduler, config)
         self.latents = Latents(models.vae, caches)
@@ -94,7 +95,7 @@ class Run:
         torch.manual_seed(
             random.Random(f"{self.config.seed}/{self.step}/{self.accelerator.process_index}").getrandbits(63)
         )
-        (loss,) = mean_over_processes(self.accelerator, [self.backward(places)])
+        (loss,) = sums_over_processes(self.accelerator, [self.backward(places) / self.accelerator.num_processes])
         learning_rate = self.optimizer.param_groups[0]["lr"]
         grad_norm, good = self.stepper.step(loss)
         self.follow(good)
@@ -150,17 +151,18 @@ class Run:
             ValueError: too many images that cannot be read.
         """
         if self.tally.bad_in_a_row >= self.config.max_bad_steps:
-            where = (
-                f"{self.checkpoint_folder} is the last good checkpoint"
-                if self.checkpoint_folder
-                else ("There is no checkpoint yet")
-            )
+            where = "There is no checkpoint yet"
+            if self.checkpoint_folder is not None:
+                where = f"{self.checkpoint_folder} is the last good checkpoint"
             raise FloatingPointError(
                 f"Loss and gradient must be finite, but were not in the last {self.tally.bad_in_a_row} steps, up to "
                 f"step {self.step}; {where}. Lower `learning_rate` ({self.config.learning_rate:g}) or `max_grad_norm` "
                 f"({self.config.max_grad_norm:g}), use bf16 rather than fp16, and look at the data of these steps."
             )
-        self.tally.check_images(self.config.max_bad_images)
+        seen, broken = sums_over_processes(self.accelerator, [self.tally.seen, self.tally.broken])
+        if too_many_broken(seen, broken, self.config.max_bad_images):  # on every process alike
+            reasons = [tally["reasons"] for tally in self.gather_objects(self.tally.state_dict())]
+            raise ValueError(broken_images(seen, broken, self.config.max_bad_images, reasons))
 
     def save(self) -> Path:
         """Write a checkpoint; called on every process.
@@ -195,40 +197,43 @@ class Run:
 
         Unless the run is sharded, `models` hold them too inside the context; a sharded run gathers a copy.
         """
-        averages = self.averages.whole()
         if self.plain is not self.denoiser:
-            self.load_plain(averages)
-            yield self.plain
+            self.load_plain()
+            try:
+                yield self.plain
+            finally:
+                self.plain.cpu()  # the shards need the room
             return
         kept = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
         self.denoiser.eval()
-        self.fill(averages)
+        self.fill(self.averages.whole())
         try:
             yield self.denoiser
         finally:
-            self.fill(kept)
+            self.fill(kept.items())
             self.denoiser.train()
 
     @torch.no_grad()
-    def fill(self, values: Mapping[str, torch.Tensor]) -> None:
-        for name, parameter in self.parameters.items():
-            parameter.copy_(values[name])
+    def fill(self, values: Iterable[tuple[str, torch.Tensor]]) -> None:
+        for name, value in values:
+            self.parameters[name].copy_(value)
 
     @torch.no_grad()
-    def load_plain(self, values: Mapping[str, torch.Tensor]) -> None:
-        self.plain.to(self.accelerator.device).eval()
-        for name, parameter in self.plain.trained_parameters():
-            parameter.copy_(values[name])
+    def load_plain(self) -> None:
+        """Averages into the copy that is not sharded."""
+        parameters = dict(self.plain.eval().trained_parameters())
+        for name, value in self.averages.whole():
+            parameters[name].copy_(value)
+        self.plain.to(self.accelerator.device)
 
     def finish(self) -> Models:
         """The models with averaged weights; those that were given, unless the run is sharded."""
-        averages = self.averages.whole()
         self.accelerator.unwrap_model(self.stepper.wrapped, keep_fp32_wrapper=False)
         if self.plain is self.denoiser:
-            self.fill(averages)
+            self.fill(self.averages.whole())
             self.denoiser.eval()
         else:
-            self.load_plain(averages)
+            self.load_plain()
         text_encoder = self.plain.text_encoder or self.models.text_encoder
         return dataclasses.replace(self.models, unet=self.plain.unet, text_encoder=text_encoder)
 

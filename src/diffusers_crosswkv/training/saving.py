@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .checkpoints import Checkpoint
-from .sharding import cut_like, from_main, tensors_from_main, whole
+from .sharding import cut_like, from_main, tensors_from_main, to_main
 from .tally import add_up
 
 if TYPE_CHECKING:
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 @torch.no_grad()
 def capture(run: "Run") -> Checkpoint:
     """Everything that the steps to come depend on. Called on every process; complete on the main one."""
-    averages, averaged_steps = run.averages.state_dict()
+    averages = {name: to_main(run.accelerator, x) for name, x in run.averages.kept()}
     moments, optimizer_values = run.stepper.optimizer_state()
     tensors = {
-        "weights": {name: whole(x).detach() for name, x in run.parameters.items()},
+        "weights": {name: to_main(run.accelerator, x) for name, x in run.parameters.items()},
         "ema": averages,
         "optimizer": moments,
     }
@@ -28,7 +28,7 @@ def capture(run: "Run") -> Checkpoint:
         "optimizer": optimizer_values,
         "lr_scheduler": run.lr_scheduler.state_dict(),
         "scaler": run.scaler.state_dict() if run.scaler is not None else {},
-        "ema_step": averaged_steps,
+        "ema_step": run.averages.steps,
         "seconds": run.seconds,
         "tally": add_up(run.gather_objects(run.tally.state_dict())),
         "data": run.gather_objects(run.source.state_dict(run.step)),

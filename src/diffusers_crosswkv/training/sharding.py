@@ -2,16 +2,25 @@
 
 import os
 from collections.abc import Iterable
+from datetime import timedelta
 
 import torch
 import torch.distributed
-from accelerate import Accelerator, DistributedDataParallelKwargs, FullyShardedDataParallelPlugin
+from accelerate import (
+    Accelerator,
+    DistributedDataParallelKwargs,
+    FullyShardedDataParallelPlugin,
+    InitProcessGroupKwargs,
+)
 from accelerate.utils import DistributedType
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .config import TrainingConfig
 from .optimizers import SHARDABLE
 from .zero import configure_zero
+
+PATIENCE = InitProcessGroupKwargs(timeout=timedelta(hours=3))  # the main process may have data to fetch and look at
 
 
 def make_accelerator(config: TrainingConfig, **options) -> Accelerator:
@@ -28,7 +37,7 @@ def make_accelerator(config: TrainingConfig, **options) -> Accelerator:
     )
     if config.mixed_precision == "fp16" and not torch.accelerator.is_available():
         raise ValueError("`mixed_precision` fp16 needs a GPU, and there is none; use bf16 or no.")
-    accelerator = Accelerator(mixed_precision=config.mixed_precision, kwargs_handlers=[unused], **options)
+    accelerator = Accelerator(mixed_precision=config.mixed_precision, kwargs_handlers=[unused, PATIENCE], **options)
     parts = accelerator.num_processes * config.gradient_accumulation_steps
     if config.batch_size % parts:
         raise ValueError(
@@ -43,6 +52,8 @@ def make_accelerator(config: TrainingConfig, **options) -> Accelerator:
         accelerator.state.distributed_type = DistributedType.FSDP
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise ValueError("Sharded training needs `fsdp_version: 2` in the Accelerate configuration, got 1.")
+    if is_sharded(accelerator):  # weights and times stay float32 as everywhere: autocast decides what is rounded
+        accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(cast_forward_inputs=False)
     if is_sharded(accelerator) and config.optimizer not in SHARDABLE:
         raise ValueError(
             f"Sharded training needs `optimizer` {' or '.join(SHARDABLE)}, got {config.optimizer}; choose that one, "
@@ -63,6 +74,12 @@ def local(x: torch.Tensor) -> torch.Tensor:
 def whole(x: torch.Tensor) -> torch.Tensor:
     """All of a tensor, on every process; a collective operation if it is sharded."""
     return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def to_main(accelerator: Accelerator, x: torch.Tensor) -> torch.Tensor:
+    """A whole tensor in the main memory of the main process; the others, which take part, get nothing."""
+    x = whole(x).detach()
+    return x.cpu() if accelerator.is_main_process else x.new_empty(0)
 
 
 def whole_from_local(part: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -107,10 +124,15 @@ def tensors_from_main(accelerator: Accelerator, tensors: dict[str, torch.Tensor]
     return received
 
 
-def mean_over_processes(accelerator: Accelerator, values: Iterable[float]) -> list[float]:
-    """Of each number, the mean over all processes."""
+def sums_over_processes(accelerator: Accelerator, values: Iterable[float]) -> list[float]:
+    """Of each number, the sum over all processes."""
     if accelerator.num_processes == 1:
         return list(values)
     x = torch.tensor(list(values), dtype=torch.float64, device=accelerator.device)
     torch.distributed.all_reduce(x)
-    return (x / accelerator.num_processes).tolist()
+    return x.tolist()
+
+
+def any_process(accelerator: Accelerator, flag: bool) -> bool:
+    """Whether it holds on one process at least."""
+    return sums_over_processes(accelerator, [flag])[0] > 0

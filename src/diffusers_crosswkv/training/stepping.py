@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from .config import TrainingConfig
 from .denoiser import Denoiser
 from .optimizers import load_optimizer_state, optimizer_state
-from .sharding import cut_like, whole
+from .sharding import cut_like, to_main, whole
 from .zero import ZeroStepper, is_zero
 
 
@@ -63,7 +63,7 @@ class Stepper:
     def optimizer_state(self) -> tuple[dict[str, torch.Tensor], dict]:
         """As [`optimizers.optimizer_state`], of whole parameters. Called on every process."""
         tensors, values = optimizer_state(self.optimizer)
-        return {name: whole(x) for name, x in tensors.items()}, values
+        return {name: to_main(self.accelerator, x) for name, x in tensors.items()}, values
 
     def load_optimizer_state(self, tensors: Mapping[str, torch.Tensor], values: dict) -> None:
         """Take up what [`~Stepper.optimizer_state`] gave, once the weights of then are in the parameters."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 NAMED_AT_MOST = 1000
+STEPS = ("bad_steps", "bad_in_a_row")
 SHARE_COUNTS_FROM = 100  # images: a share of fewer says little
 
 
@@ -39,32 +40,36 @@ class Tally:
         self.bad_steps += not good
         self.bad_in_a_row = 0 if good else self.bad_in_a_row + 1
 
-    def check_images(self, most: float) -> None:
-        """
-        Raises:
-            ValueError: the share of images that cannot be read is above `most`.
-        """
-        if self.broken > most * max(self.seen, SHARE_COUNTS_FROM):
-            kinds = Counter(self.reasons.values()).most_common(3)
-            name, reason = next(iter(self.reasons.items()))
-            raise ValueError(
-                f"At most {most:.0%} of the images may be broken (`max_bad_images`), but {self.broken} of "
-                f"{self.seen + self.broken} are, such as {name}: {reason}. "
-                f"Most frequent: {', '.join(f'{kind} ({count})' for kind, count in kinds)}. "
-                "Mend or remove them, or allow more."
-            )
-
     def state_dict(self) -> dict[str, Any]:
-        return {"seen": self.seen, "broken": self.broken, "reasons": self.reasons, "bad_steps": self.bad_steps}
+        return {name: getattr(self, name) for name in ("seen", "broken", "reasons", *STEPS)}
 
     def load_state_dict(self, values: dict[str, Any]) -> None:
-        self.seen, self.broken, self.bad_steps = (int(values[name]) for name in ("seen", "broken", "bad_steps"))
+        for name in ("seen", "broken", *STEPS):
+            setattr(self, name, int(values[name]))
         self.reasons = dict(values["reasons"])
 
 
 def add_up(tallies: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """The state of all processes' tallies as one; the number of bad steps is the same in all."""
+    """The state of all processes' tallies as one; what is counted of steps is the same in all."""
     states = list(tallies)
     reasons = {name: reason for state in states for name, reason in state["reasons"].items()}
     totals = {name: sum(state[name] for state in states) for name in ("seen", "broken")}
-    return totals | {"reasons": dict(list(reasons.items())[:NAMED_AT_MOST]), "bad_steps": states[0]["bad_steps"]}
+    of_steps = {name: states[0][name] for name in STEPS}
+    return totals | of_steps | {"reasons": dict(list(reasons.items())[:NAMED_AT_MOST])}
+
+
+def too_many_broken(seen: float, broken: float, most: float) -> bool:
+    """Whether the share of images that cannot be read is above `most`."""
+    return broken > most * max(seen, SHARE_COUNTS_FROM)
+
+
+def broken_images(seen: float, broken: float, most: float, reasons: Iterable[dict[str, str]]) -> str:
+    """What the person has to know then; `reasons` of all processes."""
+    named = {name: reason for of_process in reasons for name, reason in of_process.items()}
+    kinds = Counter(named.values()).most_common(3)
+    name, reason = next(iter(named.items()))
+    return (
+        f"At most {most:.0%} of the images may be broken (`max_bad_images`), but {broken:.0f} of {seen + broken:.0f} "
+        f"are, such as {name}: {reason}. Most frequent: {', '.join(f'{kind} ({count})' for kind, count in kinds)}. "
+        "Mend or remove them, or allow more."
+    )

@@ -115,7 +115,8 @@ class ZeroStepper:
         for i, (group, parameter) in enumerate(self.grouped):
             tensors[f"{i}.step"] = parts[f"{group}.step"].clone()  # safetensors keeps no shared memory
             for key in MOMENTS:
-                tensors[f"{i}.{key}"] = safe_get_full_optimizer_state(parameter, key)
+                moment = safe_get_full_optimizer_state(parameter, key)  # a collective operation
+                tensors[f"{i}.{key}"] = moment.cpu() if self.accelerator.is_main_process else moment.new_empty(0)
         return tensors, values
 
     def load_optimizer_state(self, tensors: Mapping[str, torch.Tensor], values: dict) -> None:

@@ -123,6 +123,17 @@ def test_a_kill_in_the_middle_loses_nothing_but_steps(models_of, tmp_path):
     assert same(straight, resumed)
 
 
+def test_equal_settings_give_equal_weights_whatever_was_drawn_before(models_of, tmp_path):
+    def run(folder):
+        models = models_of(dropout=0.1)
+        models.unet.eval()  # as from_pretrained gives it
+        torch.rand(len(folder))
+        return train(tiny_config(tmp_path / folder, weights="lora"), models, DIGITS).denoiser.trained_state_dict()
+
+    a, b = run("a"), run("longer")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
 def test_a_finished_run_gives_its_weights_again(models_of, tmp_path):
     first, again = models_of(), models_of(seed=5)
     train(tiny_config(tmp_path), first, DIGITS)
@@ -278,6 +289,16 @@ def test_an_allocation_that_cannot_be_met(models_of, tmp_path, monkeypatch):
         train(tiny_config(tmp_path), models_of(), DIGITS)
 
 
+def test_a_validation_that_does_not_fit(models_of, tmp_path):
+    class Greedy(Callback):
+        def pause(self, run, metrics):
+            torch.empty(2**60)
+
+    with pytest.raises(OutOfMemory, match="Validation must fit into memory"):
+        train(tiny_config(tmp_path, checkpointing_steps=1), models_of(), DIGITS, callbacks=[Greedy()])
+    assert len(checkpoint_folders(tmp_path / "checkpoints")) == 1  # saved before
+
+
 def test_memory_advice_names_what_is_not_in_use_yet():
     config = tiny_config("unused", gradient_checkpointing=True, mixed_precision="bf16", weights="lora")
     assert memory_advice(config, num_processes=4).endswith("most: set `ema_on_cpu`; lower the resolution.")
@@ -298,11 +319,15 @@ def test_callbacks(models_of, tmp_path):
             assert (folder / "manifest.json").is_file()
             calls.append(("checkpoint", run.step))
 
+        def pause(self, run, metrics):
+            calls.append(("pause", metrics.step))
+
         def end(self, run):
             calls.append(("end", run.step))
 
     train(tiny_config(tmp_path, max_train_steps=3), models_of(), DIGITS, callbacks=[Diary()])
-    steps = [("step", 1), ("step", 2), ("checkpoint", 2), ("step", 3), ("checkpoint", 3)]
+    first = [("step", 1), ("pause", 1)]
+    steps = [*first, *((name, step) for step in (2, 3) for name in ("step", "checkpoint", "pause"))]
     assert calls == [("start", 0), *steps, ("end", 3)]
     calls.clear()
     train(tiny_config(tmp_path, max_train_steps=3), models_of(), DIGITS, callbacks=[Diary()])

@@ -1,6 +1,4 @@
-import pytest
-
-from diffusers_crosswkv.training.tally import NAMED_AT_MOST, Tally, add_up
+from diffusers_crosswkv.training.tally import NAMED_AT_MOST, Tally, add_up, broken_images, too_many_broken
 
 TORN = (("a.png", "the file ends too early"),)
 
@@ -15,17 +13,13 @@ def test_images_that_cannot_be_read_are_counted_and_named():
 
 
 def test_the_share_counts_once_there_are_enough_images():
-    tally = Tally()
-    tally.count_images([TORN] * 5)
-    tally.check_images(0.05)  # 5 of 100 at most
-    tally.count_images([TORN])
-    message = r"At most 5% .*`max_bad_images`.*, but 6 of 12 are, such as a.png: the file ends too early"
-    with pytest.raises(ValueError, match=message):
-        tally.check_images(0.05)
-    tally.count_images([()] * 200)
-    tally.check_images(0.05)
-    with pytest.raises(ValueError, match="At most 0%"):
-        tally.check_images(0)
+    assert not too_many_broken(5, 5, 0.05)  # 5 of 100 at most
+    assert too_many_broken(6, 6, 0.05)
+    assert not too_many_broken(206, 6, 0.05)
+    assert too_many_broken(206, 1, 0)
+    message = broken_images(6, 6, 0.05, [{"a.png": "torn"}, {"b.png": "empty", "c.png": "torn"}])
+    assert message.startswith("At most 5% of the images may be broken (`max_bad_images`), but 6 of 12 are, such as ")
+    assert "a.png: torn. Most frequent: torn (2), empty (1). Mend or remove them" in message
 
 
 def test_bad_steps_in_a_row():
@@ -36,7 +30,7 @@ def test_bad_steps_in_a_row():
 
 
 def test_tallies_of_processes_add_up_and_come_back():
-    tallies = [Tally(10, 1, {"a": "torn"}, 2), Tally(11, 2, {"a": "torn", "b": "empty"}, 2)]
+    tallies = [Tally(10, 1, {"a": "torn"}, 2, 1), Tally(11, 2, {"a": "torn", "b": "empty"}, 2, 1)]
     total = Tally()
     total.load_state_dict(add_up(tally.state_dict() for tally in tallies))
-    assert total == Tally(21, 3, {"a": "torn", "b": "empty"}, 2)
+    assert total == Tally(21, 3, {"a": "torn", "b": "empty"}, 2, 1)
