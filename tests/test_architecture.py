@@ -25,6 +25,7 @@ FLOORS = {
     "app": 5,
     "alignment": 4,
     "quickstart": 5,
+    "finetuning": 5,
     "registration": 4,
 }
 

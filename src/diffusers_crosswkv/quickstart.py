@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from .hub import FROM_SCRATCH, Metric, ModelFacts
 from .models import DIR7UNet2DConditionModel
 from .pipelines import DIR7Pipeline
 from .pipelines.prompt_encoding import ENDOFTEXT
+from .pipelines.saving import save_whole
 from .presets import load_preset
 from .training import Models, TrainingConfig, train
 from .training.config import RUN_FILE
@@ -71,15 +71,6 @@ def train_digits(output_dir: str | os.PathLike, max_train_steps: int = 1200, see
     pipeline = DIR7Pipeline(None, models.text_encoder, tokenizer, models.unet, scheduler)
     save_whole(pipeline, target)
     return target, seconds
-
-
-def save_whole(pipeline: DiffusionPipeline, target: Path) -> None:
-    """`save_pretrained` that leaves a complete folder or none."""
-    temporary = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    pipeline.save_pretrained(temporary)
-    shutil.rmtree(target, ignore_errors=True)
-    temporary.rename(target)
 
 
 def draw_digits(

@@ -97,6 +97,11 @@ def test_prompts_keep_half_of_their_tokens_or_more():
     assert (kept >= 38).all() and (kept.diff() < 0).all()
 
 
+def test_captions_are_short():
+    kept = training_speed.mask_of(Case("dir7_tiny", 4, 77, captions=True), CPU).sum(1)
+    assert kept.tolist() == [24, 20, 16, 12]
+
+
 def test_bad_arguments(run, tmp_path):
     code, _ = run("--device", "cpu", "--threads", 0, "--output-dir", tmp_path / "rows")
     assert code == "error: `--threads` must be at least 1, got 0"

@@ -56,8 +56,11 @@ def is_built_in(data: str) -> bool:
     return data.split(":")[0] in (DIGITS, SCENES)
 
 
-def open_built_in(data: str) -> BuiltIn:
+def open_built_in(data: str, unconditional: bool = False) -> BuiltIn:
     """`digits` (8 pixels), or `scenes:16`, `scenes:32` or `scenes:64`; `scenes` alone has 32 pixels.
+
+    Args:
+        unconditional: all captions are empty.
 
     Raises:
         ValueError: scenes have no such resolution, or something follows `digits`.
@@ -65,9 +68,15 @@ def open_built_in(data: str) -> BuiltIn:
     label, _, resolution = data.partition(":")
     if label == DIGITS and not resolution:
         digits = load_digits()
-        return BuiltIn(DIGITS, DIGITS_RESOLUTION, len(digits), digits.image, digits.caption)
+        caption = no_caption if unconditional else digits.caption
+        return BuiltIn(DIGITS, DIGITS_RESOLUTION, len(digits), digits.image, caption)
     if label == SCENES and (resolution or "32") in map(str, GRIDS):
         scenes = Scenes(int(resolution or 32), TRAINING)
-        return BuiltIn(f"{SCENES}:{scenes.resolution}", scenes.resolution, len(scenes), scenes.image, scenes.caption)
+        caption = no_caption if unconditional else scenes.caption
+        return BuiltIn(f"{SCENES}:{scenes.resolution}", scenes.resolution, len(scenes), scenes.image, caption)
     known = ", ".join([DIGITS, *(f"{SCENES}:{side}" for side in GRIDS)])
     raise ValueError(f"Built-in `data` must be one of {known}, got {data!r}.")
+
+
+def no_caption(index: int, rng: random.Random) -> str:
+    return ""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from .celeba import ATTRIBUTES, describe_face
@@ -125,6 +126,8 @@ def from_class(words: Callable[[str], tuple[str, ...]], known: Sequence[str] = (
     `known` names the classes of labels that are numbers in a data set that does not name them.
     """
 
+    words_of = cache(words)  # one tuple for all images of a class
+
     def make(builders: CaptionBuilders, columns: Columns) -> RowCaptions:
         column = columns.choose(builders.column, LABEL_COLUMNS, "caption_column", "class labels")
         names = columns.class_names.get(column) or list(known)
@@ -132,7 +135,7 @@ def from_class(words: Callable[[str], tuple[str, ...]], known: Sequence[str] = (
 
         def build(row: Row) -> tuple[str, ...]:
             name = class_name(row.get(column), names, columns.where)
-            return words(synsets.get(name, name))
+            return words_of(synsets.get(name, name))
 
         return RowCaptions(build, (column,))
 

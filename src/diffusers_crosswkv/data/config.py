@@ -19,11 +19,12 @@ class DataConfig:
             the id of a data set on the Hub. What is there as a file or folder is never looked for on the Hub.
         config_name, split, revision: of a data set of the Hub; `split` also of a saved one.
         image_column, caption_column: guessed if None. With builders for classes, the latter is the column of labels.
-        captions: a column as it is (`text`), nothing at all (`none`: unconditional), or made by a builder: `class` and
-            `class-text` (a class's name, alone or in several wordings), `cifar10`, `cifar10-class`, `imagenet`,
-            `imagenet-class`, `celeba`.
+        captions: a column or text file as it is (`text`; each line of a file is one wording, of which one is drawn),
+            nothing at all (`none`: unconditional), or made by a builder: `class` and `class-text` (a class's name,
+            alone or in several wordings), `cifar10`, `cifar10-class`, `imagenet`, `imagenet-class`, `celeba`.
         resolution: pixels of a side; the built-in data sets' own, else 512, if None.
-        crop: `center` or `random`; what is cut off is the longer side's surplus.
+        crop: `center` or `random`; what is cut off is the longer side's surplus. With random crops hardly two examples
+            are alike, and a cache of latents is of no use.
         flip: left and right are exchanged in half of the examples.
         interpolation: one of `INTERPOLATIONS`, all but `nearest` antialiased.
         buckets: sizes near `resolution` squared for other aspect ratios, instead of squares.
@@ -70,6 +71,10 @@ class DataConfig:
         if self.streaming:
             self._require("max_examples", self.max_examples is None, "None with `streaming`")
             self._require("data", not is_built_in(self.data), "files or a data set of the Hub with `streaming`")
+        if is_built_in(self.data):
+            self._require("captions", self.captions in ("text", "none"), "`text` or `none` for built-in data")
+            for name in ("config_name", "revision", "image_column", "caption_column"):
+                self._require(name, getattr(self, name) is None, "left out for built-in data")
         self.caption_builders()
 
     def caption_builders(self) -> CaptionBuilders:

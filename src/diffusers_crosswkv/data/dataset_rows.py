@@ -46,7 +46,8 @@ def read_rows(kind: str, split: str, streaming: bool = False, **arguments: Any) 
         cause = error.__cause__ or error
         what = arguments.get("path") or arguments.get("data_files") or kind
         raise ValueError(
-            f"`data` must be a data set that can be read, but {what!r} (split {split!r}) cannot: {cause}"
+            f"`data` must be a file or folder that is there, or a data set that can be read, but {what!r} (split "
+            f"{split!r}) cannot: {cause}"
         ) from error
 
 

@@ -75,6 +75,10 @@ def read_table(path: Path) -> Iterator[Row]:
             for number, row in lines:
                 if not isinstance(row, dict) or not row.get(FILE_COLUMN):
                     raise ValueError(f"line {number} has no `{FILE_COLUMN}`")
+                if None in row:
+                    raise ValueError(
+                        f"line {number} has more fields than the header (a caption with commas needs quotes)"
+                    )
                 yield row
     except (ValueError, csv.Error) as error:
         raise ValueError(

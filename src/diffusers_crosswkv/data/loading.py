@@ -105,7 +105,7 @@ def check_arguments(batch_size: int, resolution: int, channels: int, multiple: i
 def open_records(config: DataConfig, cache_dir: Path, progress: bool) -> Records:
     """Records that can be read in any order."""
     if is_built_in(config.data):
-        return open_built_in(config.data)
+        return open_built_in(config.data, unconditional=config.captions == "none")
     builders = config.caption_builders()
     place = find_place(config.data)
     check_place(config, place)

@@ -1,6 +1,7 @@
 """Captioned images before any geometry: what every source of data gives."""
 
 import hashlib
+import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -93,7 +94,7 @@ def digest(*parts: str | bytes) -> str:
 def file_identity(path: Path) -> str:
     """A file's place, size and time."""
     stat = path.stat()
-    return f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+    return f"{os.path.abspath(path)}|{stat.st_size}|{stat.st_mtime_ns}"
 
 
 def open_file(path: Path) -> BinaryIO:

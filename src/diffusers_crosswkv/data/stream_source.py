@@ -75,7 +75,7 @@ class Stream:
         if self._at is None or self._at[0] != cursor:
             self._close_rows()
             self._at = (cursor, self._rows(cursor))
-        rows = self._at[1]
+        rows, self._at = self._at[1], None  # what fails on the way is read anew
         records: list[tuple[Record, Size]] = []
         while len(records) < self._slots * self._steps:
             row, cursor = next(rows)

@@ -40,6 +40,8 @@ class Case:
         trained: `all` of the U-Net, `attn2` (cross-attention alone), or `state`: a learned prompt state that a frozen
             U-Net reads, which softmax has no counterpart for.
         dtype: of autocast; weights are float32.
+        captions: prompts of 8 to 24 tokens, as most data sets have them; the rest of L is masked.
+        latents_per_side: of the images; the preset's if None.
     """
 
     preset: str
@@ -49,6 +51,8 @@ class Case:
     checkpointing: bool = False
     compiled: bool = False
     dtype: str = "float32"
+    captions: bool = False
+    latents_per_side: int | None = None
 
     @property
     def sides(self) -> tuple[str, ...]:
@@ -56,7 +60,11 @@ class Case:
 
     @property
     def how(self) -> str:
-        extras = (("gradient checkpointing", self.checkpointing), ("torch.compile", self.compiled))
+        extras = (
+            ("gradient checkpointing", self.checkpointing),
+            ("torch.compile", self.compiled),
+            ("prompts of 8 to 24 tokens", self.captions),
+        )
         return ", ".join([self.trained, *(name for name, on in extras if on)])
 
 
@@ -72,9 +80,12 @@ def cases(device: str, quick: bool) -> list[Case]:
         small = Case("dir7_s", 64, 77)
         dtypes = ["float32", "bfloat16"]
     found = [replace(tiny, text_tokens=length) for length in (77, 512)]
+    large = replace(small, batch_size=small.batch_size // 4, latents_per_side=64)  # Stable Diffusion's 512 pixels
     for dtype in dtypes:
         found += [replace(small, text_tokens=length, dtype=dtype) for length in (77, 512, 2048)]
         found += [replace(small, text_tokens=length, checkpointing=True, dtype=dtype) for length in (77, 512)]
+        found.append(replace(small, dtype=dtype, captions=True))
+        found += [replace(large, text_tokens=length, dtype=dtype) for length in (77, 512, 2048)]
     found += [replace(small, trained="attn2", dtype=dtypes[-1]), replace(small, trained=STATE, dtype=dtypes[-1])]
     compiled = tiny if device == "cpu" else replace(small, dtype=dtypes[-1])
     return [*found, replace(compiled, compiled=True)]
@@ -89,7 +100,7 @@ class Trainer:
         self.unet.train()
         config, batch_size = self.unet.config, case.batch_size
         generator = torch.Generator(device).manual_seed(0)
-        shape = (batch_size, config.in_channels, config.sample_size, config.sample_size)
+        shape = (batch_size, config.in_channels, side_of(case), side_of(case))
         self.images = torch.randn(shape, generator=generator, device=device)
         text_shape = (batch_size, case.text_tokens, config.cross_attention_dim)
         text = torch.randn(text_shape, generator=generator, device=device)
@@ -136,8 +147,9 @@ def trained_parameters(unet: UNet2DConditionModel, trained: str) -> list[torch.T
 
 
 def mask_of(case: Case, device: torch.device) -> torch.Tensor:
-    """`[B, L]`: the first prompt fills its length, the last a little more than half of it."""
-    kept = case.text_tokens - torch.arange(case.batch_size) * case.text_tokens // (2 * case.batch_size)
+    """`[B, L]`, 1 = keep: the first prompt fills its length, the last a little more than half of it; or captions."""
+    longest, shortest = (24, 8) if case.captions else (case.text_tokens, case.text_tokens // 2)
+    kept = longest - torch.arange(case.batch_size) * (longest - shortest) // case.batch_size
     return (torch.arange(case.text_tokens) < kept[:, None]).to(device)
 
 
@@ -233,12 +245,17 @@ def load_average() -> float:
 def shape_of(case: Case) -> Row:
     """The names are those of the kernel benchmark's rows."""
     about_case = asdict(case)
-    settings = {name: about_case[name] for name in ("trained", "checkpointing", "compiled")}
+    settings = {name: about_case[name] for name in ("trained", "checkpointing", "compiled", "captions")}
     return settings | {
         "kind": case.preset,
         "direction": case.how,
         "batch": case.batch_size,
         "width": None,
-        "tokens": load_preset(case.preset)["sample_size"] ** 2,
+        "tokens": side_of(case) ** 2,
         "text_tokens": case.text_tokens,
     }
+
+
+def side_of(case: Case) -> int:
+    """Latents per side of an image."""
+    return case.latents_per_side or load_preset(case.preset)["sample_size"]

@@ -44,18 +44,19 @@ def section(folder: Path, name: str, results: Results) -> str:
         f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}; commit {commits}; torch {first['torch']}, "
         f"diffusers {first['diffusers']}; load average before a case {min(loads)} to {max(loads)}.",
     ]
-    presets = list(dict.fromkeys(row["kind"] for row in results.rows))
-    for preset in presets:
-        rows = [row for row in results.rows if row["kind"] == preset]
+    of_shapes: dict[tuple, list[Row]] = {}
+    for row in results.rows:
+        of_shapes.setdefault((row["kind"], row["batch"], row["tokens"]), []).append(row)
+    for (preset, *_), rows in of_shapes.items():
         parts += [f"### `{preset}`: {shape(rows[0])}", markdown(HEADER, [cells(of) for of in comparisons(rows)])]
-    panels = {
-        f"{preset}, {shape(results.of(kind=preset, direction='all')[0])}": {
-            side: curve(results.of(kind=preset, direction="all", implementation=side), "text_tokens", **style)
-            for side, style in CURVES.items()
-        }
-        for preset in presets
-        if results.of(kind=preset, direction="all")
-    }
+    panels = {}
+    for (preset, batch, tokens), rows in of_shapes.items():
+        chosen = {"kind": preset, "batch": batch, "tokens": tokens, "direction": "all"}
+        if results.of(**chosen):
+            panels[f"{preset}, {shape(rows[0])}"] = {
+                side: curve(results.of(**chosen, implementation=side), "text_tokens", **style)
+                for side, style in CURVES.items()
+            }
     if panels:
         path = folder / f"{name}.png"
         plots.cost_curves(path, f"One training step of a U-Net\n{machine(results)}", "text tokens L", panels)
@@ -95,7 +96,9 @@ This page is written by `scripts/benchmark_training.py` from the rows beside it,
 - A whole training step: noise, forward, backward, clipping, AdamW; images per second, median and quartiles.
   **softmax** is the stock U-Net of Diffusers with the same config and its own attention, **state** is
   `DIR7UNet2DConditionModel` in `state` fusion, which scans the text once per step for all layers.
-- The text is frozen: random embeddings of L tokens with a mask, which keeps between half and all of a prompt's tokens.
+- The text is frozen: random embeddings of L tokens with a mask, which keeps between half and all of a prompt's
+  tokens, or 8 to 24 where that is said. One prompt of each batch has all L, so that no padding can be cut off, but for
+  the short ones, where `state` cuts it off on a CPU.
 - The sides of a case take turns, step by step, in one process after a warm-up. **state / softmax** is the ratio of
   their images per second, taken round by round, median and quartiles: above 1 `state` is the faster one.
 - **peak**: on a CPU the resident set of a process of its own at its height, with all that it has imported; on a GPU

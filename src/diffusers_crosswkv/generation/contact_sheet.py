@@ -25,9 +25,9 @@ FONTS = (  # those that know Chinese, Japanese and Korean too; the first that is
 
 
 def contact_sheet(
-    images: Sequence[Sequence[Image.Image]], prompts: Sequence[str], seeds: Sequence[int]
+    images: Sequence[Sequence[Image.Image]], prompts: Sequence[str], seeds: Sequence[int], title: str | None = None
 ) -> Image.Image:
-    """One picture of `images`, a list per prompt with an image per seed.
+    """One picture of `images`, a list per prompt with an image per seed, under a title if there is one.
 
     Cells are as large as the largest image, within 112 to 320 pixels, and smaller where there are very many.
     """
@@ -37,9 +37,12 @@ def contact_sheet(
     font = label_font()
     labels = [label_lines(prompt, number, font, width - 2 * MARGIN) for number, prompt in enumerate(prompts)]
     row_heights = [LINE * len(lines) + cell_height + 2 * GAP + LINE for lines in labels]
-    sheet = Image.new("RGB", (width, 2 * MARGIN + sum(row_heights)), BACKGROUND)
+    heading = 0 if title is None else LINE + GAP
+    sheet = Image.new("RGB", (width, 2 * MARGIN + heading + sum(row_heights)), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
-    top = MARGIN
+    if title is not None:
+        draw.text((MARGIN, MARGIN), title, fill=SEED_COLOUR, font=font)
+    top = MARGIN + heading
     for lines, row, row_height in zip(labels, images, row_heights, strict=True):
         draw.multiline_text((MARGIN, top), "\n".join(lines), fill=TEXT_COLOUR, font=font, spacing=LINE - FONT_SIZE)
         image_top = top + LINE * len(lines) + GAP // 2

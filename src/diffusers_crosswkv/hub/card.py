@@ -8,6 +8,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from .adapter import LORA, STATE, SavedAdapter
 from .facts import FROM_SCRATCH, ModelFacts
 from .folder import SavedPipeline
 
@@ -15,12 +16,17 @@ TEMPLATE = "model_card.md"
 TASK = "text-to-image"
 TAGS = (TASK, "diffusers", "crosswkv", "rwkv")
 UNKNOWN = "unknown"
+SUMMARIES = {
+    None: "A text-to-image model.",
+    LORA: "A LoRA of a text-to-image model.",
+    STATE: "A prompt state of a text-to-image model: its initial states, trained.",
+}
 
 
 def make_model_card(
     facts: ModelFacts,
     repo_id: str,
-    saved: SavedPipeline | None = None,
+    saved: SavedPipeline | SavedAdapter | None = None,
     images: Mapping[str, str] | None = None,
     grid: str | None = None,
 ) -> ModelCard:
@@ -29,7 +35,8 @@ def make_model_card(
     Args:
         facts: what is known of the model.
         repo_id: `user/name`, where it will lie.
-        saved: what [`read_saved_pipeline`] read; the rows about the model are left out without it.
+        saved: what [`read_saved_pipeline`] or [`read_saved_adapter`] read; the rows about the
+            model are left out without it.
         images: `{prompt: path in the repository}` of sample images, for the gallery.
         grid: path in the repository of one picture of many samples.
 
@@ -41,16 +48,21 @@ def make_model_card(
     for name in ("guidance_scale", "num_inference_steps"):
         if getattr(facts, name) is not None:
             call.append(f"{name}={getattr(facts, name)}")
+    adapter = saved if isinstance(saved, SavedAdapter) else None
+    pipeline = None if isinstance(saved, SavedAdapter) else saved
     own_pipeline = saved is None or saved.has_pipeline_code
     return ModelCard.from_template(
-        card_data(facts, repo_id, images or {}),
+        card_data(facts, repo_id, images or {}, adapter),
         template_str=template(),
         name=facts.name or repo_id.split("/")[-1],
-        summary=facts.summary or "A text-to-image model.",
+        summary=facts.summary or SUMMARIES[adapter.kind if adapter else None],
         grid=grid,
         repo_id=repo_id,
         call=", ".join(call),
-        fusion=saved and saved.unet_config.get("crosswkv_fusion"),
+        adapter=adapter and adapter.kind,
+        adapter_file=adapter and adapter.path.name,
+        base=facts.base_model or "the pipeline that this was trained on",
+        fusion=pipeline and pipeline.unet_config.get("crosswkv_fusion"),
         trust='custom_pipeline="pipeline", trust_remote_code=True' if own_pipeline else "trust_remote_code=True",
         model_rows=[(what, cell(value)) for what, value in model_rows(saved)],
         training_rows=[(what, cell(value)) for what, value in training_rows(facts)],
@@ -60,7 +72,9 @@ def make_model_card(
     )
 
 
-def card_data(facts: ModelFacts, repo_id: str, images: Mapping[str, str]) -> ModelCardData:
+def card_data(
+    facts: ModelFacts, repo_id: str, images: Mapping[str, str], adapter: SavedAdapter | None = None
+) -> ModelCardData:
     """The front matter; what is not known is not in it."""
     widget: list[dict[str, Any]] = [{"text": text, "output": {"url": path}} for text, path in images.items()]
     if not widget and facts.example_prompt:
@@ -89,12 +103,15 @@ def card_data(facts: ModelFacts, repo_id: str, images: Mapping[str, str]) -> Mod
         "model_name": (facts.name or repo_id.split("/")[-1]) if results else None,
     }
     known = {name: value for name, value in known.items() if value}
-    return ModelCardData(library_name="diffusers", pipeline_tag=TASK, tags=list(TAGS), **known)
+    tags = [*TAGS, *([] if adapter is None else ["lora" if adapter.kind == LORA else "prompt-state"])]
+    return ModelCardData(library_name="diffusers", pipeline_tag=TASK, tags=tags, **known)
 
 
-def model_rows(saved: SavedPipeline | None) -> list[tuple[str, object]]:
+def model_rows(saved: SavedPipeline | SavedAdapter | None) -> list[tuple[str, object]]:
     if saved is None:
         return []
+    if isinstance(saved, SavedAdapter):
+        return [("file", f"`{saved.path.name}`"), ("numbers in it", f"{saved.numbers:,}")]
     names = {name: cls for name, (_, cls) in saved.components.items()}
     unet, everything = saved.parameters
     rows: list[tuple[str, object]] = [

@@ -7,15 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
+from .adapter import SavedAdapter, read_saved_adapter
 from .card import make_model_card
 from .facts import ModelFacts
-from .folder import read_saved_pipeline
+from .folder import SavedPipeline, read_saved_pipeline
 
 CARD = "README.md"
 IMAGE_DIR = "images"
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
+NO_TOKEN = (
+    "The token must be a valid one of the Hub, and is not, or there is none; pass `token`, set HF_TOKEN, or call "
+    "`hf auth login`."
+)
 
 
 @dataclass(frozen=True)
@@ -47,13 +52,13 @@ def push_to_hub(
     create_pr: bool = False,
     replace_card: bool = False,
 ) -> Pushed:
-    """Publish a pipeline that `save_pretrained` wrote, with a model card and sample images.
+    """Publish a pipeline that `save_pretrained` wrote, a LoRA or a prompt state, with model card and sample images.
 
-    The folder is checked first, and nothing is sent if it is not complete or not safe. All files go in one commit.
+    It is checked first, and nothing is sent if it is not complete or not safe. All files go in one commit.
     An interrupted upload is taken up by the same call: large files that arrived are not sent again.
 
     Args:
-        folder: the saved pipeline.
+        folder: the saved pipeline, or the safetensors file of a LoRA or a prompt state.
         repo_id: `user/name`, or `name` in the namespace of the token; it is created if it does not exist.
         facts: for the card; what is not given is called unknown there.
         images: `{prompt: image file}`, shown as a gallery.
@@ -70,7 +75,7 @@ def push_to_hub(
         ValueError: a file is damaged or not safe, or an argument does not fit.
         PermissionError: the token is wrong, or may not write there.
     """
-    saved = read_saved_pipeline(folder)
+    saved = read_saved_adapter(folder) if Path(folder).is_file() else read_saved_pipeline(folder)
     pictures = place_images([*(images or {}).values(), *([] if grid is None else [grid])])
     api = HfApi(token=token)
     with explained(repo_id):
@@ -78,7 +83,7 @@ def push_to_hub(
         if revision is not None and revision != "main":
             api.create_branch(url.repo_id, branch=revision, exist_ok=True)
         has_card = api.file_exists(url.repo_id, CARD, revision=revision)
-        operations = [CommitOperationAdd(file.as_posix(), saved.path / file) for file in saved.files]
+        operations = [CommitOperationAdd(place, file) for place, file in files_of(saved).items()]
         operations += [CommitOperationAdd(place, file) for place, file in pictures.items()]
         if replace_card or not has_card:
             gallery = {prompt: f"{IMAGE_DIR}/{Path(file).name}" for prompt, file in (images or {}).items()}
@@ -90,6 +95,46 @@ def push_to_hub(
         )
     done = "written" if not has_card else "replaced" if replace_card else "kept"
     return Pushed(str(url), commit.pr_url or commit.commit_url, done)
+
+
+def files_of(saved: SavedPipeline | SavedAdapter) -> dict[str, Path]:
+    """`{path in the repository: file}`."""
+    if isinstance(saved, SavedAdapter):
+        return {saved.path.name: saved.path}
+    return {file.as_posix(): saved.path / file for file in saved.files}
+
+
+def check_may_push(repo_id: str | None, token: str | None = None) -> str:
+    """Find out before the work whether its result can be published; nothing is made on the Hub.
+
+    Args:
+        repo_id: `user/name`, or `name` in the namespace of the token.
+
+    Returns:
+        `user/name`.
+
+    Raises:
+        PermissionError: the token is wrong, or may not write there.
+    """
+    wanted = repo_id or ""
+    with explained(wanted):
+        account = HfApi(token=token).whoami()
+    organizations = {one["name"] for one in account.get("orgs", []) if one.get("roleInOrg") != "read"}
+    namespace, _, name = wanted.rpartition("/")
+    namespace = namespace or account["name"]
+    role = account.get("auth", {}).get("accessToken", {}).get("role")
+    if role == "read":
+        raise PermissionError(
+            f"The token must have write access to {namespace}/{name}, but is for reading; make one with the role "
+            "'write'."
+        )
+    if namespace != account["name"] and namespace not in organizations:
+        raise PermissionError(
+            f"The token must have write access to {namespace}/{name}, but is that of {account['name']}"
+            + (f", who may write to {', '.join(sorted(organizations))} besides" if organizations else "")
+            + "; choose another name, or another token."
+        )
+    return f"{namespace}/{name}"
 
 
 def place_images(files: Iterable[str | os.PathLike]) -> dict[str, Path]:
@@ -110,13 +155,12 @@ def explained(repo_id: str) -> Iterator[None]:
     """The Hub's refusals in the words of the person who pushes."""
     try:
         yield
+    except LocalTokenNotFoundError as error:
+        raise PermissionError(NO_TOKEN) from error
     except HfHubHTTPError as error:
         status = error.response.status_code
         if status == 401:
-            raise PermissionError(
-                "The token must be a valid one of the Hub, and is not, or there is none; pass `token`, set HF_TOKEN, "
-                "or call `hf auth login`."
-            ) from error
+            raise PermissionError(NO_TOKEN) from error
         if status == 403:
             raise PermissionError(
                 f"The token must have write access to {repo_id}, and has not; make one with the role 'write' for that "

@@ -22,6 +22,7 @@ def write_text(
     It follows `last_token`, if any. Every layer writes where its weights are; the results are where the text is.
     """
     previous, next_last_token = previous_tokens(text, mask, last_token)
+    text, previous, mask = without_padding(text, previous, mask)
     first_values: dict[int, torch.Tensor] = {}
     writes = []
     for attn in onloaded_layers(blocks):
@@ -31,6 +32,20 @@ def write_text(
         first_values.setdefault(layer.group, value)
         writes.append(Write(*(x.to(text.device) for x in write)))
     return writes, next_last_token
+
+
+def without_padding(
+    text: torch.Tensor, previous: torch.Tensor, mask: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Cut off at both ends what is masked in the whole batch, for it writes nothing.
+
+    On a CPU alone: a GPU would have to wait for the mask, and a compiler sees no values.
+    """
+    if mask is None or mask.device.type != "cpu" or torch.compiler.is_compiling():
+        return text, previous, mask
+    kept = mask.any(0).nonzero()
+    used = slice(kept[0].item(), kept[-1].item() + 1) if len(kept) else slice(1)
+    return text[:, used], previous[:, used], mask[:, used]
 
 
 def scan_layers(

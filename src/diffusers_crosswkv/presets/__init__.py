@@ -26,8 +26,13 @@ def load_preset(name: str) -> dict[str, Any]:
     Raises:
         ValueError: there is no preset of that name; the message lists those that are there.
     """
-    folder = resources.files(__name__)
-    names = sorted(path.name.removesuffix(".json") for path in folder.iterdir() if path.name.endswith(".json"))
+    names = preset_names()
     if name not in names:
         raise ValueError(f"`name` must be one of the presets {', '.join(names)}, got {name!r}.")
-    return json.loads(folder.joinpath(f"{name}.json").read_text(encoding="utf-8"))
+    return json.loads(resources.files(__name__).joinpath(f"{name}.json").read_text(encoding="utf-8"))
+
+
+def preset_names() -> list[str]:
+    """Those that [`load_preset`] knows."""
+    files = resources.files(__name__).iterdir()
+    return sorted(path.name.removesuffix(".json") for path in files if path.name.endswith(".json"))

@@ -9,12 +9,12 @@ import torch
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.training_utils import cast_training_params
 from torch import nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..models import PromptState
 from ..models.text_windows import encode_texts
 from .config import TrainingConfig
 from .extras import required
+from .sharding import whole
 
 if TYPE_CHECKING:
     from .models import Models
@@ -96,25 +96,6 @@ class Denoiser(nn.Module):
         Shards are gathered: with FSDP every process must call.
         """
         return {name: whole(parameter.detach()) for name, parameter in self.trained_parameters()}
-
-    @torch.no_grad()
-    def load_trained_state_dict(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Take up what [`~Denoiser.trained_state_dict`] gave, from any number of processes.
-
-        Raises:
-            ValueError: names or shapes are not those of what is trained here.
-        """
-        trained = dict(self.trained_parameters())
-        shapes, got = ({name: tuple(x.shape) for name, x in of.items()} for of in (trained, tensors))
-        if shapes != got:
-            wrong = sorted(name for name in shapes.keys() | got.keys() if shapes.get(name) != got.get(name))
-            raise ValueError(
-                f"The trained weights must be those of this model, but {len(wrong)} differ in name or shape, as "
-                f"{wrong[0]}: {got.get(wrong[0])} instead of {shapes.get(wrong[0])}; use the settings and the model "
-                "that they were trained with."
-            )
-        for name, parameter in trained.items():
-            parameter.copy_(like(tensors[name], parameter))
 
 
 def make_denoiser(models: Models, config: TrainingConfig) -> Denoiser:
@@ -234,13 +215,3 @@ def initial_prompt_state(denoiser: Denoiser) -> PromptState:
     last_token = torch.zeros(1, spec.text_dim)  # what stands before a text's first token
     make = denoiser.unet.prompt_state_class
     return make(tuple(states), tuple(transitions), last_token, spec.fusion, denoiser.fingerprint)
-
-
-def whole(x: torch.Tensor) -> torch.Tensor:
-    return x.full_tensor() if isinstance(x, DTensor) else x
-
-
-def like(x: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """`x` where `parameter` is, sharded as it is."""
-    x = x.to(parameter.device, parameter.dtype)
-    return distribute_tensor(x, parameter.device_mesh, parameter.placements) if isinstance(parameter, DTensor) else x

@@ -23,10 +23,6 @@ class Draw(NamedTuple):
     noise: torch.Tensor  # [B, C, height, width]
     times: torch.Tensor  # [B], as the U-Net is told them: steps of the schedule, whole ones but for flow
 
-    def part(self, rows: Any) -> "Draw":
-        """Some of the batch, by slice or numbers."""
-        return Draw(self.noise[rows], self.times[rows])
-
     def to(self, device: torch.device | str) -> "Draw":
         return Draw(self.noise.to(device), self.times.to(device))
 

@@ -10,9 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors
-import safetensors.torch
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import nn
 
 
@@ -34,8 +34,8 @@ class TensorCache:
         """What was put under `key`, on the CPU; None if nothing was, or if the file is damaged."""
         try:
             data = self.path(key).read_bytes()  # at once: the file may be replaced meanwhile
-            tensors = safetensors.torch.load(data)
-        except (FileNotFoundError, safetensors.SafetensorError):
+            tensors = load(data)
+        except (FileNotFoundError, SafetensorError):
             return None
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         return tensors if header.get("__metadata__") == described(key, tensors) else None
@@ -51,7 +51,7 @@ class TensorCache:
         temporary = path.with_name(f".{key}.{uuid.uuid4().hex}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(safetensors.torch.save(kept, described(key, kept)))
+            temporary.write_bytes(save(kept, described(key, kept)))
             os.replace(temporary, path)
         except OSError as error:
             with suppress(OSError):

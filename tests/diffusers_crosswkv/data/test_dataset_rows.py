@@ -136,7 +136,7 @@ def test_celeba_as_on_the_hub(tmp_path):
 
 
 def test_a_data_set_that_cannot_be_reached(tmp_path):
-    with pytest.raises(ValueError, match="`data` must be a data set that can be read, but 'nobody/nothing'"):
+    with pytest.raises(ValueError, match="or a data set that can be read, but 'nobody/nothing'"):
         open_("nobody/nothing", cache_dir=tmp_path)
 
 

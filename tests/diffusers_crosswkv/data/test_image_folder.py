@@ -122,6 +122,13 @@ def test_errors_name_the_place(tmp_path):
     (tmp_path / "metadata.jsonl").write_text('{"image": "a.png", "text": "x"}\n')
     with pytest.raises(ValueError, match="line 1 has no `file_name`"):
         open_folder(tmp_path)
+    (tmp_path / "metadata.jsonl").unlink()
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.png,red, green\n")
+    with pytest.raises(
+        ValueError, match=r"line 2 has more fields than the header \(a caption with commas needs quotes"
+    ):
+        open_folder(tmp_path)
+    (tmp_path / "metadata.csv").unlink()
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": 7}\n')
     with pytest.raises(ValueError, match=r"must be a string or a list of strings, but the column `text` .* holds 7"):
         open_folder(tmp_path)

@@ -158,6 +158,7 @@ def test_built_in_data_sets():
     assert scenes.example(0, 1).pixels().shape == (3, 16, 16)
     assert scenes.example(0, 1).caption != scenes.example(0, 1, attempt=1).caption
     assert open_data(DataConfig("scenes", resolution=64), 2).example(0, 0).pixels().shape == (3, 64, 64)
+    assert open_data(DataConfig("scenes:16", captions="none"), 2).example(0, 0).caption == ""
 
 
 @pytest.mark.parametrize(
@@ -214,6 +215,10 @@ def test_unconditional_data_needs_no_captions(tmp_path):
 def test_built_in_data_sets_that_are_not_there():
     with pytest.raises(ValueError, match="must be one of digits, scenes:16, scenes:32, scenes:64, got 'scenes:48'"):
         open_data(DataConfig("scenes:48"), 2)
+    with pytest.raises(ValueError, match="`captions` must be `text` or `none` for built-in data, got 'celeba'"):
+        DataConfig("digits", captions="celeba")
+    with pytest.raises(ValueError, match="`caption_column` must be left out for built-in data, got 'text'"):
+        DataConfig("scenes:16", caption_column="text")
     with pytest.raises(ValueError, match="`data` must be files or a data set of the Hub"):
         DataConfig("digits", streaming=True)
 

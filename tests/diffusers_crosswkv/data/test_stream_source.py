@@ -94,6 +94,32 @@ def test_every_image_once_in_an_epoch_and_one_size_in_a_batch(count, size, batch
     resumed.close()
 
 
+class Flaky(MadeUp):
+    """Fails once in the middle of every shard."""
+
+    failed = frozenset()
+
+    def rows(self, shard, start):
+        for row in super().rows(shard, start):
+            if row.end == 3 and shard not in self.failed:
+                self.failed |= {shard}
+                raise ConnectionError("gone")
+            yield row
+
+
+def test_a_failed_read_is_made_anew():
+    geometry = Geometry("center", False, "lanczos", 3)
+    sources = [StreamSource(kind(3, 5), make_buckets(32, 8, 1), geometry, 2, 0, 4) for kind in (MadeUp, Flaky)]
+    expected = [captions(sources[0], step, range(2)) for step in range(9)]
+    found = []
+    while len(found) < 9:
+        with contextlib.suppress(ConnectionError):
+            found.append(captions(sources[1], len(found), range(2)))
+    assert found == expected
+    for source in sources:
+        source.close()
+
+
 def test_whole_epochs_hold_every_image_once(open_, shards):
     source = open_(shards, batch_size=3, stream_block=21, buckets=True)  # one stream, a block is an epoch
     orders = []

@@ -24,6 +24,15 @@ def test_a_row_per_prompt_and_a_column_per_seed():
     assert where[GREEN][1] < where[BLUE][1]
 
 
+def test_a_title_stands_above_everything():
+    images = [[Image.new("RGB", (256, 192), GREEN)]]
+    without, titled = contact_sheet(images, ["a"], [0]), contact_sheet(images, ["a"], [0], "a run, step 500")
+    added = titled.height - without.height
+    assert added > FONT_SIZE
+    assert sheet_box(titled, GREEN)[1] == sheet_box(without, GREEN)[1] + added
+    assert titled.crop((0, added + 16, *titled.size)).tobytes() == without.crop((0, 16, *without.size)).tobytes()
+
+
 def sheet_box(sheet, colour):
     mask = Image.new("L", sheet.size)
     mask.putdata([255 * (pixel == colour) for pixel in sheet.get_flattened_data()])

@@ -77,6 +77,26 @@ def test_padding_equals_deleting(make_unet, inputs, fusion, mask):
     assert relative_error(garbage, masked) < 1e-6
 
 
+@pytest.mark.parametrize(
+    ("masks", "scanned"),
+    [([[1, 1, 0, 0, 0], [1, 0, 1, 0, 0]], 3), ([[0, 0, 1, 1, 1], [0, 0, 0, 0, 1]], 3), ([[0] * 5] * 2, 1)],
+    ids=["right", "left", "no prompt at all"],
+)
+def test_padding_of_a_whole_batch_is_not_scanned(make_unet, inputs, state_fusion, masks, scanned):
+    unet = make_unet(crosswkv_fusion=state_fusion)
+    sample, timestep, text = inputs
+    lengths = []
+    for layer in (attn.crosswkv for attn in unet._crosswkv_attentions):
+        layer.text_writer.mix.register_forward_hook(lambda module, args, mixed: lengths.append(mixed[0].shape[1]))
+    mask = torch.tensor(masks).bool()
+    with torch.no_grad():
+        batch = unet(sample, timestep, text, encoder_attention_mask=mask).sample
+        assert lengths == [scanned] * 7
+        with_a_long_prompt = torch.cat((mask[:1], torch.ones(1, 5).bool()))
+        first = unet(sample, timestep, text, encoder_attention_mask=with_a_long_prompt).sample[:1]
+    assert relative_error(batch[:1], first) < 1e-5
+
+
 def test_text_reaches_every_pixel(make_unet, inputs, state_fusion):
     unet = make_unet(crosswkv_fusion=state_fusion)
     sample, timestep, text = inputs
@@ -351,7 +371,8 @@ def test_copies_and_compiled_models_agree(make_unet, inputs, fusion):
         expected = unet(*inputs).sample
         assert torch.equal(copy.deepcopy(unet)(*inputs).sample, expected)
         compiled = torch.compile(unet, fullgraph=True, backend="eager")
-        assert relative_error(compiled(*inputs).sample, expected) < 1e-6
+        # a compiler gets another form of the scan, which rounds differently before all layers
+        assert relative_error(compiled(*inputs).sample, expected) < 1e-5
         if fusion != "paper":
             encode = torch.compile(unet.encode_prompt, fullgraph=True, backend="eager")
             assert encode(inputs[2]).batch_size == 2

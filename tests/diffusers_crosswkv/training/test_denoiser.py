@@ -89,11 +89,9 @@ def test_only_what_is_trained_is_kept(make_models, weights):
     inputs = {"captions": ["a three", "a four"]} if weights == "all" else {"prompt_embeds": torch.randn(2, 5, 24)}
     sample = unet_inputs()[:2]
     assert not torch.equal(other(*sample, **inputs), denoiser(*sample, **inputs))
-    other.load_trained_state_dict(kept)
+    for name, parameter in other.trained_parameters():
+        parameter.data.copy_(kept[name])
     assert torch.equal(other(*sample, **inputs), denoiser(*sample, **inputs))
-    del kept[next(iter(kept))]
-    with pytest.raises(ValueError, match="must be those of this model, but 1 differ in name or shape"):
-        other.load_trained_state_dict(kept)
 
 
 def test_the_text_encoder_learns_along(make_models):
@@ -264,7 +262,6 @@ def test_compiled_unets_keep_their_names(make_models, weights):
     kept = denoiser.trained_state_dict()
     denoiser.unet = torch.compile(denoiser.unet, backend="eager")
     assert list(denoiser.trained_state_dict()) == list(kept)
-    denoiser.load_trained_state_dict(kept)
     if weights == "lora":
         assert len(lora_layers(denoiser)) == len(kept)
 

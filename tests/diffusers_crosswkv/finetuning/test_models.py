@@ -1,0 +1,104 @@
+"""What training starts from, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    PNDMScheduler,
+)
+
+from diffusers_crosswkv import DIR7UNet2DConditionModel
+from diffusers_crosswkv.finetuning.config import ModelSettings
+from diffusers_crosswkv.finetuning.models import PipelineBase, ScratchBase
+
+CAPTIONS = ["a red house", "a blue house"] * 10
+
+
+def from_pipeline(**settings):
+    base = PipelineBase(ModelSettings(**settings))
+    return base, base.start(lambda: pytest.fail("no captions are needed"), base.resolution, 0)
+
+
+def from_scratch(channels=3, resolution=16, seed=0, **settings):
+    base = ScratchBase(ModelSettings(from_scratch="dir7_tiny", **settings), channels)
+    return base, base.start(lambda: CAPTIONS, resolution, seed)
+
+
+def test_a_pipeline_of_ours(pipeline_dir):
+    base, start = from_pipeline(model=pipeline_dir)
+    assert (base.channels, base.multiple, base.resolution) == (1, 2, 8)
+    assert (start.base_model, start.converted) == (pipeline_dir, False)
+    assert isinstance(start.models.scheduler, DDPMScheduler)
+    assert isinstance(start.sampler, DPMSolverMultistepScheduler) and start.sampler.config.thresholding
+    assert start.models.text_prefix == "<|endoftext|>"
+    assert from_pipeline(model=pipeline_dir, prepend_endoftext=False)[1].models.text_prefix == ""
+    assert start.pipeline().unet is start.models.unet
+
+
+def test_stable_diffusion_is_converted(stock_dir):
+    base, start = from_pipeline(model=stock_dir)
+    assert (base.channels, base.multiple, base.resolution) == (3, 4, 16)
+    assert start.converted
+    assert isinstance(start.models.unet, DIR7UNet2DConditionModel)
+    assert start.models.text_prefix == ""  # it has not learned it
+    assert isinstance(start.sampler, PNDMScheduler)
+    assert start.models.scheduler.config.prediction_type == start.sampler.config.prediction_type == "epsilon"
+    assert torch.equal(start.models.scheduler.alphas_cumprod, start.sampler.alphas_cumprod)
+
+
+def test_another_target(stock_dir):
+    start = from_pipeline(model=stock_dir, prediction_type="v_prediction", zero_terminal_snr=True)[1]
+    for scheduler in (start.models.scheduler, start.sampler):
+        assert scheduler.config.prediction_type == "v_prediction"
+        assert scheduler.alphas_cumprod[-1] < 1e-6
+        assert scheduler.config.timestep_spacing == "trailing"
+    assert isinstance(start.sampler, DDIMScheduler)
+    flow = from_pipeline(model=stock_dir, prediction_type="flow")[1]
+    assert isinstance(flow.models.scheduler, FlowMatchEulerDiscreteScheduler)
+    with pytest.raises(ValueError, match="this pipeline predicts epsilon"):
+        from_pipeline(model=stock_dir, zero_terminal_snr=True)
+
+
+def test_from_scratch_in_pixels():
+    base, start = from_scratch(resolution=12)
+    unet = start.models.unet
+    assert (unet.config.in_channels, unet.config.sample_size, base.multiple) == (3, 12, 2)
+    assert unet.config.cross_attention_dim == start.models.text_encoder.config.hidden_size == 64
+    assert start.models.tokenizer.tokenize("house") == ["house</w>"]
+    again, other = (from_scratch(seed=seed)[1].models.unet.conv_in.weight for seed in (0, 1))
+    assert torch.equal(unet.conv_in.weight, again) and not torch.equal(again, other)
+    assert start.sampler.config.thresholding
+    assert from_scratch(fusion="prefix")[1].models.unet.config.crosswkv_fusion == "prefix"
+
+
+def test_from_scratch_with_the_parts_of_a_pipeline(stock_dir):
+    base, start = from_scratch(vae=stock_dir, text_encoder=stock_dir)
+    assert (base.channels, base.multiple) == (3, 4)
+    unet = start.models.unet.config
+    assert (unet.in_channels, unet.sample_size, unet.cross_attention_dim) == (4, 8, 24)
+    assert start.models.vae is not None
+    assert not start.sampler.config.thresholding
+    assert from_scratch(vae=f"{stock_dir}/vae")[1].models.vae.config.latent_channels == 4
+    parts = from_scratch(vae=stock_dir, text_encoder=stock_dir, prediction_type="flow")[1]
+    assert parts.models.scheduler is parts.sampler
+
+
+def test_pipelines_that_cannot_be_trained(pipeline_dir, stock_dir):
+    def with_index(folder, **changes):
+        path = Path(folder, "model_index.json")
+        index = json.loads(path.read_text())
+        path.write_text(json.dumps({**index, **changes}))
+        return ModelSettings(model=folder)
+
+    with pytest.raises(ValueError, match="has two text encoders"):
+        PipelineBase(with_index(pipeline_dir, text_encoder_2=["transformers", "CLIPTextModel"]))
+    with pytest.raises(ValueError, match="must be a pipeline with a U-Net"):
+        PipelineBase(with_index(stock_dir, unet=[None, None]))
+    with pytest.raises(ValueError, match="has no tokenizer"):
+        PipelineBase(with_index(stock_dir, unet=["diffusers", "UNet2DConditionModel"], tokenizer=[None, None]))
