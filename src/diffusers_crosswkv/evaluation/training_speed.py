@@ -79,13 +79,14 @@ def cases(device: str, quick: bool) -> list[Case]:
     else:
         small = Case("dir7_s", 64, 77)
         dtypes = ["float32", "bfloat16"]
-    found = [replace(tiny, text_tokens=length) for length in (77, 512)]
     large = replace(small, batch_size=small.batch_size // 4, latents_per_side=64)  # Stable Diffusion's 512 pixels
+    found = []
     for dtype in dtypes:
-        found += [replace(small, text_tokens=length, dtype=dtype) for length in (77, 512, 2048)]
-        found += [replace(small, text_tokens=length, checkpointing=True, dtype=dtype) for length in (77, 512)]
+        found += [replace(case, text_tokens=n, dtype=dtype) for n in (77, 512) for case in (small, large)]
         found.append(replace(small, dtype=dtype, captions=True))
-        found += [replace(large, text_tokens=length, dtype=dtype) for length in (77, 512, 2048)]
+        found += [replace(small, text_tokens=length, checkpointing=True, dtype=dtype) for length in (77, 512)]
+        found += [replace(case, text_tokens=2048, dtype=dtype) for case in (small, large)]
+    found += [replace(tiny, text_tokens=length) for length in (77, 512)]
     found += [replace(small, trained="attn2", dtype=dtypes[-1]), replace(small, trained=STATE, dtype=dtypes[-1])]
     compiled = tiny if device == "cpu" else replace(small, dtype=dtypes[-1])
     return [*found, replace(compiled, compiled=True)]
