@@ -37,7 +37,16 @@ DECISIVE = (
     "flip",
     "interpolation",
     "buckets",
+    "max_aspect_ratio",
+    "image_column",
+    "caption_column",
+    "data_config",
+    "data_split",
+    "data_revision",
+    "streaming",
 )
+# Of a stream, which has no names of images to know itself again by.
+DECISIVE_OF_STREAMS = ("stream_block", "validation_examples")
 
 
 def finetune(config: FinetuningConfig, progress: bool = True) -> FinetuningReport | None:
@@ -129,7 +138,8 @@ def check_settings(config: FinetuningConfig) -> None:
     path, settings = Path(config.training.output_dir, SETTINGS_FILE), flat_settings(config)
     if path.is_file():
         stored = json.loads(path.read_text(encoding="utf-8"))
-        different = [name for name in DECISIVE if stored.get(name) != settings[name]]
+        decisive = (*DECISIVE, *DECISIVE_OF_STREAMS) if config.data.streaming else DECISIVE
+        different = [name for name in decisive if stored.get(name) != settings[name]]
         if different:
             was, now = ({name: values.get(name) for name in different} for values in (stored, settings))
             raise ValueError(
