@@ -53,7 +53,15 @@ def prepare(config: FinetuningConfig, accelerator: Accelerator, progress: bool =
 
         def opened(settled: DataConfig = data_config) -> TrainingData:
             training = config.training
-            return open_data(settled, training.batch_size, training.seed, base.channels, base.multiple, progress)
+            return open_data(
+                settled,
+                training.batch_size,
+                training.seed,
+                base.channels,
+                base.multiple,
+                progress,
+                training.max_bad_images,
+            )
 
         if config.validation.validation_examples is None:
             held_out = held_out_of(opened().examples_per_epoch)

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from ..environment import environment
 from ..files import holds_something, write_json
@@ -88,9 +89,15 @@ def finetune(config: FinetuningConfig, progress: bool = True) -> FinetuningRepor
         )
     finally:
         records.close()
+    skipped = skipped_by_all([*prepared.data.findings(), *trained.tally.reasons.items(), *validation.broken])
     if not accelerator.is_main_process:
         return None
-    return finish(config, prepared, trained, validation, accelerator, repo_id)
+    return finish(config, prepared, trained, validation, accelerator, repo_id, skipped)
+
+
+def skipped_by_all(findings: list[tuple[str, str]]) -> Skipped:
+    """What any process has left out, each image once; called on all of them."""
+    return Skipped.of(dict.fromkeys(gather_object(findings)))
 
 
 def check_before(config: FinetuningConfig) -> str | None:
@@ -161,6 +168,7 @@ def finish(
     validation: Validation,
     accelerator: Accelerator,
     repo_id: str | None,
+    skipped: Skipped,
 ) -> FinetuningReport:
     """Save, plot, tell and publish; on the main process."""
     folder = Path(config.training.output_dir)
@@ -170,7 +178,6 @@ def finish(
     plot_loss(plot, read_metrics(folder / METRICS_FILE), title=folder.name)
     facts = facts_of(config, prepared, trained, accelerator, prompt)
     save_facts(facts, folder / FACTS_FILE)
-    skipped = Skipped.of([*prepared.data.findings(), *trained.tally.reasons.items(), *validation.broken])
     skipped.save(folder)
     pushed = None if repo_id is None else publish(config, saved.path, repo_id, facts)
     return FinetuningReport(

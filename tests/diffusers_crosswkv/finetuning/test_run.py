@@ -148,6 +148,25 @@ def test_an_image_folder(make_settings, image_folder, tmp_path):
     assert "photos, 10 images, 16 px" in (tmp_path / "run/facts.json").read_text()
 
 
+def test_too_many_images_without_a_caption(make_settings, image_folder, tmp_path):
+    for name in ("00.txt", "01.txt"):
+        Path(image_folder, name).write_text("")
+    settings = {"data": image_folder, "from_scratch": "dir7_tiny", "resolution": 16, "report_to": ("none",)}
+    with pytest.raises(ValueError, match=r"At most 20% .* but 4 of 14 are, .*has an empty caption \(2\)"):
+        run(make_settings(**settings))
+    assert not (tmp_path / "run").exists()
+
+
+def test_skipped_by_another_process(make_settings, image_folder, tmp_path, monkeypatch):
+    from diffusers_crosswkv.finetuning import run as module
+
+    monkeypatch.setattr(module, "gather_object", lambda mine: [*mine, *mine, ("other.png", "is cut off")])
+    report = run(make_settings(data=image_folder, model=None, from_scratch="dir7_tiny", resolution=16,
+                               max_train_steps=1, report_to=("none",)))  # fmt: skip
+    assert len(report.skipped) == 3
+    assert (tmp_path / "run/skipped.txt").read_text().count("other.png\tis cut off") == 1
+
+
 def test_held_out_by_itself(make_settings, image_folder):
     settings = make_settings(
         from_scratch="dir7_tiny", validation_examples=None, max_train_steps=1, report_to=("none",)
