@@ -1,5 +1,6 @@
 """The command as a person types it: once in one process, once in two, and to a Hub on loopback."""
 
+import json
 import os
 import subprocess
 import sys
@@ -89,13 +90,13 @@ def test_bad_input_is_one_clear_line(monkeypatch, capsys, arguments, message):
 
 def test_two_processes_validate_as_one(monkeypatch, capsys):
     arguments = ("--data", "digits", "--preset", "tiny", *SHORT, *PROMPTS)
-    config = ROOT / "scripts/accelerate/cpu_two_processes.yaml"
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, "--main_process_port", "0"]
-    done = subprocess.run(
-        [*launch, SCRIPT, *arguments, "--output_dir", "two/run"], capture_output=True, text=True, timeout=300
-    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    command = [*launch, SCRIPT, *arguments, "--output_dir", "two/run"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("draw with it:") == 1
+    assert json.loads(Path("two/run/facts.json").read_text())["hardware"].startswith("2 x ")
     assert run_script(monkeypatch, SCRIPT, *arguments, "--output_dir", "one/run") == 0
 
     def losses(folder, name):

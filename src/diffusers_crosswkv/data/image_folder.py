@@ -70,7 +70,7 @@ class ImageFolder:
             except UnicodeDecodeError as error:
                 raise MissingCaption(f"has a caption file that is not UTF-8 ({path.name})") from error
             if not lines:
-                raise MissingCaption(f"has an empty caption ({path.name})")
+                raise MissingCaption("has an empty caption")
             return lines
         raise MissingCaption("has no caption: no row in a table, and no text file beside it")
 

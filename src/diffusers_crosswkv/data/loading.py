@@ -1,5 +1,6 @@
 """From what a user names as data to examples for training."""
 
+from collections import Counter
 from contextlib import closing
 from pathlib import Path
 from typing import Protocol
@@ -39,6 +40,7 @@ def open_data(
     channels: int = 3,
     multiple: int = 8,
     progress: bool = True,
+    max_bad_images: float = 1.0,
 ) -> TrainingData:
     """Find the data, look at all names, captions and sizes, and arrange the order of examples.
 
@@ -47,9 +49,12 @@ def open_data(
         channels: of the pixels, 1 or 3.
         multiple: what sides must be a multiple of: the VAE's factor times 2 for each time the U-Net halves.
         progress: show bars where images have to be looked at.
+        max_bad_images: share of images that may be broken or without a caption, in [0, 1]; of a few images, one may
+            be, unless it is 0. Streams are read later.
 
     Raises:
-        ValueError: a column, a split or an index is missing, no image is left, or a size does not fit the model.
+        ValueError: a column, a split or an index is missing, no image is left, too many are bad, or a size does not
+            fit the model.
         FileNotFoundError: there is no such file or folder.
         ImportError: `datasets` is needed and not installed.
     """
@@ -66,6 +71,7 @@ def open_data(
     held, kept = divide(records, list(sizes), config, seed)
     if not kept:
         raise ValueError(nothing_left(config, len(held), findings))
+    check_findings(findings, len(findings) + len(sizes), max_bad_images)
     bucket_of = {i: buckets.sizes[buckets.nearest(sizes[i])] for i in [*held, *kept]}
     holdout = [geometry.make_fixed_example(records.record(i), bucket_of[i]) for i in held]
     return RecordSource(
@@ -209,6 +215,18 @@ def nothing_left(config: DataConfig, held: int, findings: list[Finding]) -> str:
         f"`data` must hold images with captions to train on, but in {config.data!r} none is left: "
         f"{' and '.join(filter(None, (left_out, held_out))) or 'it is empty'}; mend the files, or take other settings."
     )
+
+
+def check_findings(findings: list[Finding], total: int, most: float) -> None:
+    """Raises ValueError if the share of bad ones of all images is above `most`."""
+    if len(findings) > (max(1, most * total) if most else 0):
+        kinds = Counter(reason for _, reason in findings).most_common(3)
+        raise ValueError(
+            f"At most {most:.0%} of the images may be broken or without a caption (`max_bad_images`), but "
+            f"{len(findings):,} of {total:,} are, such as {' '.join(findings[0])}. "
+            f"Most frequent: {', '.join(f'{reason} ({count:,})' for reason, count in kinds)}. "
+            "Mend or remove them, or allow more."
+        )
 
 
 def small_images(records: Records, kept: list[int], sizes: dict[int, Size], size_of: dict[int, Size]) -> list[Finding]:

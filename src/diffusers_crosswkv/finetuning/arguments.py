@@ -69,7 +69,19 @@ ELSEWHERE = {
     "use_8bit_adam": "--optimizer adamw8bit",
     "use_ema": "--ema_decay; 0 keeps no average",
     "offload_ema": "--ema_on_cpu",
+    "foreach_ema": "--ema_decay alone",
+    "non_ema_revision": "--revision; averages start from the weights that are trained",
+    "adam_beta1": "--optimizer; its betas are fixed",
+    "adam_beta2": "--optimizer; its betas are fixed",
+    "adam_epsilon": "--optimizer; its epsilon is fixed",
     "adam_weight_decay": "--weight_decay",
+    "allow_tf32": "--mixed_precision bf16",
+    "enable_xformers_memory_efficient_attention": "nothing: PyTorch's own attention saves that memory",
+    "input_perturbation": "--noise_offset, or nothing: noise is not perturbed",
+    "dream_training": "nothing: DREAM is not there",
+    "dream_detail_preservation": "nothing: DREAM is not there",
+    "logging_dir": "--output_dir, whose folder logs it is",
+    "local_rank": "nothing: launchers tell it by themselves",
     "dataloader_num_workers": "--data_threads",
     "checkpoints_total_limit": "--checkpoints_to_keep",
     "resume_from_checkpoint": "nothing: the same command goes on by itself",
@@ -77,7 +89,7 @@ ELSEWHERE = {
     "validation_prompt": "--validation_prompts",
     "tracker_project_name": "--run_name",
     "rank": "--lora_rank",
-    "instance_data_dir": "--data, with --caption for a folder without captions",
+    "instance_data_dir": "--data, a folder with a caption in a .txt beside each image",
 }
 
 

@@ -67,6 +67,8 @@ class PipelineBase:
     """A pipeline to train on with.
 
     Args:
+        seed: of what a converted U-Net has and a stock one has not: a run that goes on, and every process, makes the
+            same.
         channels, multiple: of the images that it takes: 1 or 3, and what their sides are a multiple of.
         resolution: in pixels, what it was made for.
 
@@ -75,7 +77,7 @@ class PipelineBase:
         ValueError: it is none that can be trained here; the message says which can.
     """
 
-    def __init__(self, settings: ModelSettings):
+    def __init__(self, settings: ModelSettings, seed: int):
         assert settings.model is not None
         self.settings = settings
         folder = Path(settings.model)
@@ -85,6 +87,7 @@ class PipelineBase:
         options: dict[str, Any] = {"variant": settings.variant, "dtype": torch.float32, "use_safetensors": True}
         if self.converted:
             stock = diffusers.UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **options)
+            torch.manual_seed(seed)
             options |= {"unet": convert_unet(stock, settings.fusion)}
         self.pipeline = DIR7Pipeline.from_pretrained(folder, safety_checker=None, feature_extractor=None, **options)
         factor = self.pipeline.vae_scale_factor

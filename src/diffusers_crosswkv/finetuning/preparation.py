@@ -47,12 +47,21 @@ def prepare(config: FinetuningConfig, accelerator: Accelerator, progress: bool =
     """
     with accelerator.main_process_first():
         base = make_base(config)
+        check_weights(config, base)
         data_config = settle(config, base)
         progress = progress and accelerator.is_main_process
 
         def opened(settled: DataConfig = data_config) -> TrainingData:
             training = config.training
-            return open_data(settled, training.batch_size, training.seed, base.channels, base.multiple, progress)
+            return open_data(
+                settled,
+                training.batch_size,
+                training.seed,
+                base.channels,
+                base.multiple,
+                progress,
+                training.max_bad_images,
+            )
 
         if config.validation.validation_examples is None:
             held_out = held_out_of(opened().examples_per_epoch)
@@ -69,7 +78,7 @@ def prepare(config: FinetuningConfig, accelerator: Accelerator, progress: bool =
 
 def make_base(config: FinetuningConfig) -> PipelineBase | ScratchBase:
     if config.model.model is not None:
-        return PipelineBase(config.model)
+        return PipelineBase(config.model, config.training.seed)
     return ScratchBase(config.model, channels=1 if config.data.data == DIGITS else 3)
 
 
@@ -100,6 +109,17 @@ def read_captions(data: TrainingData, batch_size: int) -> Iterator[str]:
     """Those of one epoch, or without end; no image is decoded."""
     for number in itertools.count() if data.examples_per_epoch is None else range(data.examples_per_epoch):
         yield data.example(*divmod(number, batch_size)).caption
+
+
+def check_weights(config: FinetuningConfig, base: PipelineBase | ScratchBase) -> None:
+    """Refuse adapters and states on a converted U-Net, which is saved nowhere."""
+    weights = config.training.weights
+    if isinstance(base, PipelineBase) and base.converted and weights in ("lora", "state"):
+        raise ValueError(
+            f"--weights {weights} needs a DIR-7 pipeline: {config.model.model} would be converted first, and what is "
+            "trained would fit no saved model. Train it with --weights attn2 or all first, then give that result's "
+            f"pipeline to --model with --weights {weights}."
+        )
 
 
 def check_text_encoder(config: FinetuningConfig) -> None:

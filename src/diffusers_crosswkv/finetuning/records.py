@@ -36,8 +36,8 @@ class MetricsFile:
         self._file: IO[str] | None = None
 
     def open(self, step: int) -> None:
-        """Keep the whole lines up to `step`, which is where the run goes on."""
-        kept = [line for line in read_metrics(self.path) if line["step"] <= step]
+        """Keep the whole lines up to `step`, which is where the run goes on; none of a run that starts again."""
+        kept = [line for line in read_metrics(self.path) if line["step"] <= step] if step else []
         write_whole(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._file = self.path.open("a", encoding="utf-8")
 

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from ..environment import environment
 from ..files import holds_something, write_json
@@ -37,7 +38,16 @@ DECISIVE = (
     "flip",
     "interpolation",
     "buckets",
+    "max_aspect_ratio",
+    "image_column",
+    "caption_column",
+    "data_config",
+    "data_split",
+    "data_revision",
+    "streaming",
 )
+# Of a stream, which has no names of images to know itself again by.
+DECISIVE_OF_STREAMS = ("stream_block", "validation_examples")
 
 
 def finetune(config: FinetuningConfig, progress: bool = True) -> FinetuningReport | None:
@@ -79,9 +89,15 @@ def finetune(config: FinetuningConfig, progress: bool = True) -> FinetuningRepor
         )
     finally:
         records.close()
+    skipped = skipped_by_all([*prepared.data.findings(), *trained.tally.reasons.items(), *validation.broken])
     if not accelerator.is_main_process:
         return None
-    return finish(config, prepared, trained, validation, accelerator, repo_id)
+    return finish(config, prepared, trained, validation, accelerator, repo_id, skipped)
+
+
+def skipped_by_all(findings: list[tuple[str, str]]) -> Skipped:
+    """What any process has left out, each image once; called on all of them."""
+    return Skipped.of(dict.fromkeys(gather_object(findings)))
 
 
 def check_before(config: FinetuningConfig) -> str | None:
@@ -129,7 +145,8 @@ def check_settings(config: FinetuningConfig) -> None:
     path, settings = Path(config.training.output_dir, SETTINGS_FILE), flat_settings(config)
     if path.is_file():
         stored = json.loads(path.read_text(encoding="utf-8"))
-        different = [name for name in DECISIVE if stored.get(name) != settings[name]]
+        decisive = (*DECISIVE, *DECISIVE_OF_STREAMS) if config.data.streaming else DECISIVE
+        different = [name for name in decisive if stored.get(name) != settings[name]]
         if different:
             was, now = ({name: values.get(name) for name in different} for values in (stored, settings))
             raise ValueError(
@@ -151,6 +168,7 @@ def finish(
     validation: Validation,
     accelerator: Accelerator,
     repo_id: str | None,
+    skipped: Skipped,
 ) -> FinetuningReport:
     """Save, plot, tell and publish; on the main process."""
     folder = Path(config.training.output_dir)
@@ -160,7 +178,6 @@ def finish(
     plot_loss(plot, read_metrics(folder / METRICS_FILE), title=folder.name)
     facts = facts_of(config, prepared, trained, accelerator, prompt)
     save_facts(facts, folder / FACTS_FILE)
-    skipped = Skipped.of([*prepared.data.findings(), *trained.tally.reasons.items(), *validation.broken])
     skipped.save(folder)
     pushed = None if repo_id is None else publish(config, saved.path, repo_id, facts)
     return FinetuningReport(

@@ -88,7 +88,7 @@ def test_what_has_no_caption_is_left_out_and_listed(tmp_path):
     records = open_folder(tmp_path)
     assert list(captions_of(records)) == ["good.png"]
     assert records.findings == [
-        ("blank.png", "has an empty caption (blank.txt)"),
+        ("blank.png", "has an empty caption"),
         ("latin.png", "has a caption file that is not UTF-8 (latin.txt)"),
         ("none.png", "has no caption: no row in a table, and no text file beside it"),
     ]

@@ -1,10 +1,12 @@
 """The command line: names, types, what goes before what, and what a person is told."""
 
 import json
+import re
 
 import pytest
 
 from diffusers_crosswkv.finetuning.arguments import (
+    CHOICES,
     ELSEWHERE,
     FIELDS,
     flat_settings,
@@ -99,8 +101,11 @@ def test_arguments_that_are_none(arguments, message, capsys):
 def test_what_took_the_place_of_diffusers_arguments_exists():
     for old, new in ELSEWHERE.items():
         assert old not in FIELDS
-        if new.startswith("--"):
-            assert new[2:].split(",")[0].split(";")[0].split(":")[0].split()[0] in FIELDS
+        assert new.startswith(("--", "nothing"))
+        for name in re.findall(r"--(\w+)", new):
+            assert name in FIELDS, old
+        for name, value in re.findall(r"--(\w+) (\w+)", new):
+            assert name not in CHOICES or value in CHOICES[name], old
 
 
 @pytest.mark.parametrize(

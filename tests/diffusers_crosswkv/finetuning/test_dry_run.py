@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from diffusers_crosswkv.finetuning import try_out
-from diffusers_crosswkv.finetuning.dry_run import size
+from diffusers_crosswkv.finetuning.dry_run import newest_checkpoint_size, size
 
 
 def try_it(settings):
@@ -54,6 +54,10 @@ def test_an_output_folder_of_somebody_else(make_settings, tmp_path):
     with pytest.raises(FileExistsError, match="holds something else"):
         try_it(make_settings(report_to=("none",)))
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+
+
+def test_processes_without_checkpoints(tmp_path):
+    assert newest_checkpoint_size(tmp_path / "run/checkpoints") == 0
 
 
 def test_sizes_for_people():

@@ -20,9 +20,9 @@ from diffusers_crosswkv.finetuning.models import PipelineBase, ScratchBase
 CAPTIONS = ["a red house", "a blue house"] * 10
 
 
-def from_pipeline(**settings):
-    base = PipelineBase(ModelSettings(**settings))
-    return base, base.start(lambda: pytest.fail("no captions are needed"), base.resolution, 0)
+def from_pipeline(seed=0, **settings):
+    base = PipelineBase(ModelSettings(**settings), seed)
+    return base, base.start(lambda: pytest.fail("no captions are needed"), base.resolution, seed)
 
 
 def from_scratch(channels=3, resolution=16, seed=0, **settings):
@@ -50,6 +50,12 @@ def test_stable_diffusion_is_converted(stock_dir):
     assert isinstance(start.sampler, PNDMScheduler)
     assert start.models.scheduler.config.prediction_type == start.sampler.config.prediction_type == "epsilon"
     assert torch.equal(start.models.scheduler.alphas_cumprod, start.sampler.alphas_cumprod)
+
+
+def test_a_conversion_is_repeated(stock_dir):
+    one, again, other = (from_pipeline(model=stock_dir, seed=seed)[1].models.unet.state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(one[name], again[name]) for name in one)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
 
 
 def test_another_target(stock_dir):
@@ -97,8 +103,8 @@ def test_pipelines_that_cannot_be_trained(pipeline_dir, stock_dir):
         return ModelSettings(model=folder)
 
     with pytest.raises(ValueError, match="has two text encoders"):
-        PipelineBase(with_index(pipeline_dir, text_encoder_2=["transformers", "CLIPTextModel"]))
+        PipelineBase(with_index(pipeline_dir, text_encoder_2=["transformers", "CLIPTextModel"]), 0)
     with pytest.raises(ValueError, match="must be a pipeline with a U-Net"):
-        PipelineBase(with_index(stock_dir, unet=[None, None]))
+        PipelineBase(with_index(stock_dir, unet=[None, None]), 0)
     with pytest.raises(ValueError, match="has no tokenizer"):
-        PipelineBase(with_index(stock_dir, unet=["diffusers", "UNet2DConditionModel"], tokenizer=[None, None]))
+        PipelineBase(with_index(stock_dir, unet=["diffusers", "UNet2DConditionModel"], tokenizer=[None, None]), 0)

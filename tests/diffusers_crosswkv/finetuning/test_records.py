@@ -43,6 +43,16 @@ def test_lines_after_the_checkpoint_are_dropped(tmp_path):
     assert last["seconds"] >= before[5]["seconds"]
 
 
+def test_killed_before_the_first_checkpoint(tmp_path):
+    for _ in range(2):
+        records = Records(MetricsFile(tmp_path / "metrics.jsonl"), Trackers((), "run", tmp_path), {})
+        records.start(a_run())
+        records.validation(0, validation_loss=0.25)
+        records.step(a_run(), some_metrics(1))
+        records.close()
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [0, 1]
+
+
 def test_every_nth_step(tmp_path):
     records = Records(MetricsFile(tmp_path / "metrics.jsonl"), Trackers((), "run", tmp_path), {}, log_every=3)
     records.start(a_run())

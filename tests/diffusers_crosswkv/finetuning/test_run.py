@@ -13,6 +13,7 @@ from PIL import Image
 from diffusers_crosswkv import PromptState
 from diffusers_crosswkv.finetuning import finetune
 from diffusers_crosswkv.finetuning.records import read_metrics
+from diffusers_crosswkv.finetuning.run import claim
 from diffusers_crosswkv.training import Callback, TrainingInterrupted
 
 WATCHED = {"report_to": ("none",), "validation_prompts": ("a seven", "数字三")}
@@ -147,6 +148,25 @@ def test_an_image_folder(make_settings, image_folder, tmp_path):
     assert "photos, 10 images, 16 px" in (tmp_path / "run/facts.json").read_text()
 
 
+def test_too_many_images_without_a_caption(make_settings, image_folder, tmp_path):
+    for name in ("00.txt", "01.txt"):
+        Path(image_folder, name).write_text("")
+    settings = {"data": image_folder, "from_scratch": "dir7_tiny", "resolution": 16, "report_to": ("none",)}
+    with pytest.raises(ValueError, match=r"At most 20% .* but 4 of 14 are, .*has an empty caption \(2\)"):
+        run(make_settings(**settings))
+    assert not (tmp_path / "run").exists()
+
+
+def test_skipped_by_another_process(make_settings, image_folder, tmp_path, monkeypatch):
+    from diffusers_crosswkv.finetuning import run as module
+
+    monkeypatch.setattr(module, "gather_object", lambda mine: [*mine, *mine, ("other.png", "is cut off")])
+    report = run(make_settings(data=image_folder, model=None, from_scratch="dir7_tiny", resolution=16,
+                               max_train_steps=1, report_to=("none",)))  # fmt: skip
+    assert len(report.skipped) == 3
+    assert (tmp_path / "run/skipped.txt").read_text().count("other.png\tis cut off") == 1
+
+
 def test_held_out_by_itself(make_settings, image_folder):
     settings = make_settings(
         from_scratch="dir7_tiny", validation_examples=None, max_train_steps=1, report_to=("none",)
@@ -182,6 +202,29 @@ def test_stable_diffusion_with_caches(make_settings, image_folder, stock_dir, tm
     )  # fmt: skip
     run(draws_at_random)
     assert not list((tmp_path / "other").rglob("*.safetensors"))
+
+
+def test_a_stream_that_would_be_another_one_is_refused(make_settings):
+    stream = {"data": "shards/{0..3}.tar", "streaming": True, "validation_examples": 4}
+    claim(make_settings(**stream))
+    changes = {
+        "stream_block": 8, "validation_examples": 2, "caption_column": "txt", "image_column": "png",
+        "data_split": "test", "data_config": "small", "data_revision": "v2",
+    }  # fmt: skip
+    for name, value in changes.items():
+        with pytest.raises(ValueError, match=f"other settings, .*instead of {{'{name}': {value!r}}}"):
+            claim(make_settings(**{**stream, name: value}))
+    with pytest.raises(ValueError, match="'streaming': True"):
+        claim(make_settings(**{**stream, "streaming": False}))
+    claim(make_settings(**stream))
+
+
+@pytest.mark.parametrize("weights", ["lora", "state"])
+def test_adapters_of_a_conversion_are_refused(weights, make_settings, image_folder, stock_dir, tmp_path):
+    settings = make_settings(data=image_folder, model=stock_dir, weights=weights, report_to=("none",))
+    with pytest.raises(ValueError, match=f"--weights attn2 or all first, .* with --weights {weights}"):
+        run(settings)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
