@@ -1,6 +1,7 @@
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from torch import nn
 
 from diffusers_crosswkv import DIR7UNet2DConditionModel
 from diffusers_crosswkv.alignment.arms import MAIN_ARMS, TOLERANCE, Arm, build, count_parameters, matched_width
@@ -25,10 +26,10 @@ def test_what_is_built():
     assert isinstance(state.unet, DIR7UNet2DConditionModel)
     assert state.unet.config.crosswkv_fusion == "state"
     assert state.unet.config.in_channels == state.unet.config.out_channels == 3 * SMALL.patch**2
-    total = sum(p.numel() for p in state.parameters())
-    assert total == count_parameters(ARMS["state"], SMALL, matched_width(ARMS["state"], SMALL))
+    assert state.num_parameters() == count_parameters(ARMS["state"], SMALL, matched_width(ARMS["state"], SMALL))
     again, other = build(ARMS["state"], SMALL, seed=0), build(ARMS["state"], SMALL, seed=1)
-    pairs = list(zip(state.parameters(), again.parameters(), other.parameters(), strict=True))
+    networks = [nn.ModuleDict(models.networks()) for models in (state, again, other)]
+    pairs = list(zip(*(network.parameters() for network in networks), strict=True))
     assert all(torch.equal(a, b) for a, b, _ in pairs)
     assert not all(torch.equal(a, c) for a, _, c in pairs)
 
