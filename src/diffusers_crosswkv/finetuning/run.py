@@ -1,6 +1,5 @@
 """A training from its settings to a saved and published result."""
 
-import json
 import os
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from ..files import holds_something, write_json
 from ..hub import FROM_SCRATCH, ModelFacts, Pushed, check_may_push, push_to_hub, save_facts
 from ..hub.facts import REPOSITORY_ID
 from ..training import TrainingResult, train
-from ..training.config import claim_output_dir
+from ..training.config import check_stored_settings, claim_output_dir
 from ..training.sharding import make_accelerator
 from .arguments import flat_settings
 from .config import FinetuningConfig
@@ -144,15 +143,8 @@ def check_settings(config: FinetuningConfig) -> None:
     """Raises ValueError if the folder holds a run with other settings than these, beside those of `TrainingConfig`."""
     path, settings = Path(config.training.output_dir, SETTINGS_FILE), flat_settings(config)
     if path.is_file():
-        stored = json.loads(path.read_text(encoding="utf-8"))
         decisive = (*DECISIVE, *DECISIVE_OF_STREAMS) if config.data.streaming else DECISIVE
-        different = [name for name in decisive if stored.get(name) != settings[name]]
-        if different:
-            was, now = ({name: values.get(name) for name in different} for values in (stored, settings))
-            raise ValueError(
-                f"{path.parent} holds a run with other settings, {was} instead of {now}; use the same settings to go "
-                "on, or another `output_dir`."
-            )
+        check_stored_settings(path, {name: settings[name] for name in decisive})
 
 
 def make_records(config: FinetuningConfig) -> Records:

@@ -29,11 +29,7 @@ class Averages:
     @torch.no_grad()
     def _parts(self) -> list[torch.Tensor]:
         parts = [local(parameter).detach() for parameter in self.parameters.values()]
-        parts = [part.cpu() for part in parts] if self.on_cpu else parts
-        return [
-            part.requires_grad_(parameter.requires_grad)
-            for part, parameter in zip(parts, self.parameters.values(), strict=True)
-        ]
+        return [(part.cpu() if self.on_cpu else part).requires_grad_() for part in parts]  # EMAModel copies others
 
     @property
     def steps(self) -> int:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -160,20 +161,10 @@ def claim_output_dir(config: TrainingConfig) -> None:
         FileExistsError: it is a file, or holds something else.
         ValueError: it holds a run with other settings.
     """
-    folder, settings = Path(config.output_dir), config.decisive_settings()
+    folder = Path(config.output_dir)
     run_file = folder / RUN_FILE
     if run_file.is_file():
-        try:
-            stored = json.loads(run_file.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{run_file} is damaged ({error}); restore it, or use another `output_dir`.") from error
-        different = [name for name in settings if stored.get(name) != settings[name]]
-        if different:
-            was, now = ({name: values.get(name) for name in different} for values in (stored, settings))
-            raise ValueError(
-                f"{folder} holds a run with other settings, {was} instead of {now}; "
-                "use the same settings to go on, or another `output_dir`."
-            )
+        check_stored_settings(run_file, config.decisive_settings())
         return
     if holds_something(folder):
         raise FileExistsError(
@@ -181,3 +172,22 @@ def claim_output_dir(config: TrainingConfig) -> None:
             "choose another folder."
         )
     write_json(run_file, config.settings(), indent=2)
+
+
+def check_stored_settings(path: Path, settings: Mapping[str, object]) -> None:
+    """Hold the settings that decide a run's result to those that its folder has in `path`, a JSON object.
+
+    Raises:
+        ValueError: the file is damaged, or they differ.
+    """
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged ({error}); restore it, or use another `output_dir`.") from error
+    different = [name for name in settings if stored.get(name) != settings[name]]
+    if different:
+        was, now = ({name: values.get(name) for name in different} for values in (stored, settings))
+        raise ValueError(
+            f"{path.parent} holds a run with other settings, {was} instead of {now}; "
+            "use the same settings to go on, or another `output_dir`."
+        )
