@@ -26,6 +26,7 @@ FLOORS = {
     "alignment": 4,
     "quickstart": 5,
     "finetuning": 5,
+    "robustness": 6,
     "registration": 4,
 }
 
