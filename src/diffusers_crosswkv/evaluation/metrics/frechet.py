@@ -8,42 +8,63 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Mean `[D]` and covariance `[D, D]` (that of N - 1) of features, float64."""
+    """Mean `[D]` and a factor `A` `[R, D]` of the covariance `A' A`, float64."""
 
     mean: np.ndarray
-    covariance: np.ndarray
+    factor: np.ndarray
 
     def __post_init__(self) -> None:
-        size = self.mean.size
-        if self.mean.shape != (size,) or self.covariance.shape != (size, size):
-            raise ValueError(
-                f"A mean must be `[D]` and its covariance `[D, D]`, got {self.mean.shape} and {self.covariance.shape}."
-            )
-        if not (np.isfinite(self.mean).all() and np.isfinite(self.covariance).all()):
+        if not (np.isfinite(self.mean).all() and np.isfinite(self.factor).all()):
             raise ValueError("Mean and covariance must be finite; the features hold infinities or NaN.")
+
+    @classmethod
+    def from_covariance(cls, mean: np.ndarray, covariance: np.ndarray) -> "Gaussian":
+        """`[D]` and `[D, D]`; eigenvalues that rounding made negative count as zero.
+
+        Raises:
+            ValueError: the shapes are others, or something is not finite.
+        """
+        if mean.ndim != 1 or covariance.shape != (mean.size, mean.size):
+            raise ValueError(
+                f"A mean must be `[D]` and its covariance `[D, D]`, got {mean.shape} and {covariance.shape}."
+            )
+        if not np.isfinite(covariance).all():
+            raise ValueError("Mean and covariance must be finite; the features hold infinities or NaN.")
+        values, vectors = np.linalg.eigh((covariance + covariance.T).astype(np.float64) / 2)
+        positive = values > 0
+        return cls(mean.astype(np.float64), np.sqrt(values[positive])[:, None] * vectors.T[positive])
 
 
 class Moments:
-    """Mean and covariance of features that come in batches: float64, of constant size.
+    """Mean and covariance (that of N - 1) of features that come in batches, float64.
 
+    Up to D vectors are kept, which are a factor of their covariance as they are; from then on memory is `[D, D]`.
     Batches are merged by their means (Chan, Golub and LeVeque, 1983), so a large common offset costs no digits. The
     ADM suite averages in float32, which moves the mean by about 1e-6 of its size.
     """
 
     def __init__(self, size: int):
-        self.count = 0
-        self.mean = np.zeros(size)
-        self.scatter = np.zeros((size, size))
+        self.size, self.count = size, 0
+        self._few: list[np.ndarray] | None = []
+        self._mean = np.zeros(size)
+        self._scatter = np.zeros((0, 0))
 
     def add(self, features: np.ndarray) -> None:
         """`[N, D]` of any float dtype, N >= 1."""
         features = features.astype(np.float64)
+        if self._few is not None:
+            self.count += len(features)
+            self._few.append(features)
+            if self.count <= self.size:
+                return
+            features, self._few, self.count = np.concatenate(self._few), None, 0
+            self._scatter = np.zeros((self.size, self.size))
         mean = features.mean(0)
         centred = features - mean
         total = self.count + len(features)
-        step = mean - self.mean
-        self.scatter += centred.T @ centred + np.outer(step, step) * (self.count * len(features) / total)
-        self.mean += step * (len(features) / total)
+        step = mean - self._mean
+        self._scatter += centred.T @ centred + np.outer(step, step) * (self.count * len(features) / total)
+        self._mean += step * (len(features) / total)
         self.count = total
 
     def gaussian(self) -> Gaussian:
@@ -53,7 +74,11 @@ class Moments:
         """
         if self.count < 2:
             raise ValueError(f"A covariance needs at least 2 images, got {self.count}.")
-        return Gaussian(self.mean.copy(), self.scatter / (self.count - 1))
+        if self._few is None:
+            return Gaussian.from_covariance(self._mean, self._scatter / (self.count - 1))
+        features = np.concatenate(self._few)
+        mean = features.mean(0)
+        return Gaussian(mean, (features - mean) / np.sqrt(self.count - 1))
 
 
 def gaussian_of(batches: Iterable[np.ndarray]) -> Gaussian:
@@ -70,10 +95,10 @@ def gaussian_of(batches: Iterable[np.ndarray]) -> Gaussian:
 def frechet_distance(one: Gaussian, other: Gaussian) -> float:
     """|m1 - m2|^2 + tr(C1) + tr(C2) - 2 tr((C1 C2)^(1/2)), >= 0 but for rounding.
 
-    The last trace is the sum of the singular values of C1^(1/2) C2^(1/2), whose roots exist whatever the rank. ADM's
-    suite takes SciPy's `sqrtm(C1 C2)`: where that is not finite it adds 1e-6 to both diagonals and tries again, and it
-    raises where the diagonal's imaginary part is above 1e-3. Both figures agree while the covariances are well
-    conditioned; where they are singular (fewer images than dimensions) `sqrtm` is not accurate, and this is.
+    With C = A' A the last trace is the sum of the singular values of A1 A2', whatever the rank: nothing is added to a
+    diagonal. ADM's suite takes SciPy's `sqrtm(C1 C2)`; where that is not finite it adds 1e-6 to both diagonals and
+    tries again, and it raises where the diagonal's imaginary part is above 1e-3. Both agree while the covariances are
+    well conditioned. Where they are singular (fewer images than dimensions) `sqrtm` is not accurate, and this is.
 
     Raises:
         ValueError: the features are of different sizes.
@@ -84,11 +109,5 @@ def frechet_distance(one: Gaussian, other: Gaussian) -> float:
             "were the statistics made with another network?"
         )
     step = one.mean - other.mean
-    overlap = np.linalg.svd(root(one.covariance) @ root(other.covariance), compute_uv=False).sum()
-    return float(step @ step + np.trace(one.covariance) + np.trace(other.covariance) - 2 * overlap)
-
-
-def root(covariance: np.ndarray) -> np.ndarray:
-    """The symmetric root; eigenvalues that rounding made negative count as zero."""
-    values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
-    return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+    overlap = np.linalg.svd(one.factor @ other.factor.T, compute_uv=False).sum()
+    return float(step @ step + (one.factor**2).sum() + (other.factor**2).sum() - 2 * overlap)

@@ -21,10 +21,17 @@ def close(value, rel=CLOSE, **more):
     return pytest.approx(value, rel=rel, **more)
 
 
+gaussian = Gaussian.from_covariance
+
+
+def covariance(one):
+    return one.factor.T @ one.factor
+
+
 def by_sqrtm(one, other):
     step = one.mean - other.mean
-    root = scipy.linalg.sqrtm(one.covariance @ other.covariance)
-    return step @ step + np.trace(one.covariance + other.covariance - 2 * root.real)
+    root = scipy.linalg.sqrtm(covariance(one) @ covariance(other))
+    return step @ step + np.trace(covariance(one) + covariance(other) - 2 * root.real)
 
 
 def of(features):
@@ -44,13 +51,13 @@ def test_frechet_distance_of_diagonal_covariances(scale):
     a, b = scale * rng.random_sample((2, 40))
     means = np.sqrt(scale) * rng.standard_normal((2, 40))
     expected = ((means[0] - means[1]) ** 2).sum() + ((np.sqrt(a) - np.sqrt(b)) ** 2).sum()
-    assert frechet_distance(Gaussian(means[0], np.diag(a)), Gaussian(means[1], np.diag(b))) == close(
+    assert frechet_distance(gaussian(means[0], np.diag(a)), gaussian(means[1], np.diag(b))) == close(
         expected, rel=1e-7
     )
 
 
 def test_frechet_distance_of_one_dimension():
-    one, other = Gaussian(np.array([1.0]), np.array([[4.0]])), Gaussian(np.array([3.0]), np.array([[9.0]]))
+    one, other = gaussian(np.array([1.0]), np.array([[4.0]])), gaussian(np.array([3.0]), np.array([[9.0]]))
     assert frechet_distance(one, other) == close(4 + 1, rel=1e-12)
 
 
@@ -63,7 +70,7 @@ def test_frechet_distance_of_singular_covariances(rank):
     one, other = factor @ factor.T, turn @ factor @ factor.T @ turn.T
     overlap = np.linalg.svd(factor.T @ turn @ factor, compute_uv=False).sum()
     zero = np.zeros(30)
-    distance = frechet_distance(Gaussian(zero, one), Gaussian(zero, other))
+    distance = frechet_distance(gaussian(zero, one), gaussian(zero, other))
     assert distance == close(2 * np.trace(one) - 2 * overlap, abs=1e-12)
 
 
@@ -78,19 +85,21 @@ def test_frechet_distance_with_more_dimensions_than_samples():
 
 def test_frechet_distance_to_itself_is_zero():
     for features in (correlated(12, 200, 1), correlated(300, 20, 1), torch.zeros(5, 8), torch.full((5, 8), 3.0)):
-        gaussian = of(features)
-        assert frechet_distance(gaussian, gaussian) == close(0, abs=1e-9 * (1 + np.trace(gaussian.covariance)))
+        one = of(features)
+        assert frechet_distance(one, one) == close(0, abs=1e-9 * (1 + np.trace(covariance(one))))
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e6])
-def test_moments_are_those_of_numpy(offset):
-    features = correlated(70, 9, 1).double().numpy() + offset
+@pytest.mark.parametrize("count", [5, 9, 10, 70])
+def test_moments_are_those_of_numpy(offset, count):
+    """More vectors than dimensions, and fewer."""
+    features = correlated(count, 9, 1).double().numpy() + offset
     moments = Moments(9)
-    for batch in np.split(features, [1, 30, 31]):
+    for batch in np.split(features, [1, 4]):
         moments.add(batch)
-    gaussian = moments.gaussian()
-    np.testing.assert_allclose(gaussian.mean, features.mean(0), rtol=1e-12)
-    np.testing.assert_allclose(gaussian.covariance, np.cov(features - offset, rowvar=False), rtol=1e-6, atol=1e-9)
+    one = moments.gaussian()
+    np.testing.assert_allclose(one.mean, features.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(covariance(one), np.cov(features - offset, rowvar=False), rtol=1e-6, atol=1e-9)
 
 
 def test_what_has_no_covariance():

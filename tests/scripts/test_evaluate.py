@@ -1,0 +1,158 @@
+"""The whole command, with a tiny pipeline and random weights: the figures mean nothing, how they are made does."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from metric_cases import inception_state
+from pictures import picture
+from PIL import Image
+from running import run_script
+
+SCRIPT = Path(__file__).parents[2] / "scripts/evaluate.py"
+PROMPTS = ("a handwritten one", "a handwritten two", "a handwritten three")
+
+
+@pytest.fixture(scope="module")
+def inception_weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "inception.pth"
+    torch.save(inception_state(), path)
+    return path
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, inception_weights):
+    def call(*arguments):
+        code = run_script(monkeypatch, SCRIPT, *arguments, "--inception_weights", inception_weights, "--device", "cpu")
+        return code, capsys.readouterr().out
+
+    return call
+
+
+@pytest.fixture
+def pipeline_dir(make_pipeline, tmp_path):
+    make_pipeline().save_pretrained(tmp_path / "pipeline")
+    return tmp_path / "pipeline"
+
+
+@pytest.fixture
+def prompts_file(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("\n".join(PROMPTS), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def batch(tmp_path):
+    """Six pictures of 8 pixels, as a folder and as an .npz batch of the same."""
+    folder = tmp_path / "reference"
+    folder.mkdir()
+    for number in range(6):
+        picture(8, 8, number).save(folder / f"{number}.png")
+    images = np.stack([np.asarray(Image.open(path)) for path in sorted(folder.glob("*.png"))])
+    np.savez(tmp_path / "reference.npz", images)
+    return folder, tmp_path / "reference.npz"
+
+
+def rows_in(folder):
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_from_pipeline_to_rows(run, pipeline_dir, prompts_file, batch, tmp_path):
+    output = tmp_path / "evaluation"
+    made = ("--model", pipeline_dir, "--prompts_file", prompts_file, "--num_samples", 5, "--sampling_batch_size", 2,
+            "--scheduler", "DDPM", "--steps", 2, "--guidance_scale", 2, "--seed", 7)  # fmt: skip
+    measured = ("--reference", batch[1], "--output_dir", output, "--batch_size", 4)
+    code, printed = run(*made, *measured, "--metrics", "fid", "sfid", "is", "precision", "recall", "kid")
+    assert code == 0
+    rows = {row["metric"]: row for row in rows_in(output)}
+    assert list(rows) == ["fid", "sfid", "is", "precision", "recall", "kid"]
+    label = "5 samples of 8 x 8, DDPMScheduler, 2 steps, guidance 2, reference reference.npz, resize none"
+    assert f"fid: {label}\n" in printed
+    for row in rows.values():
+        assert np.isfinite(row["value"]) and row["weights"].startswith("inception.pth sha256:")
+        assert (row["sampler"], row["steps"], row["guidance"], row["seed"]) == ("DDPMScheduler", 2, 2, 7)
+        assert row.keys() >= {"date", "device", "torch", "commit", "protocol", "model", "processes"}
+    assert rows["fid"]["reference_images"] == 6
+    assert rows["kid"]["subset_size"] == 5
+    assert 1 <= rows["is"]["value"] <= 5
+    before = file_times(output)
+    again = run(*made, *measured, "--metrics", "fid")
+    assert again == (0, next(line + "\n" for line in printed.splitlines() if "fid:" in line and "sfid" not in line))
+    assert file_times(output) == before, "all there already"
+
+
+def file_times(output):
+    files = [*output.glob("samples/*.png"), *output.glob("features/*/*")]
+    assert len(files) == 5 + 2 + 2
+    return {path: path.stat().st_mtime_ns for path in files}
+
+
+def test_folder_and_batch_of_the_same_images(run, batch, tmp_path):
+    folder, npz = batch
+    code, _ = run("--samples", folder, "--reference", npz, "--output_dir", tmp_path / "out",
+                  "--scheduler", "ddim", "--steps", 50)  # fmt: skip
+    assert code == 0
+    values = {row["metric"]: row["value"] for row in rows_in(tmp_path / "out")}
+    assert values["fid"] == pytest.approx(0, abs=1e-4) and values["sfid"] == pytest.approx(0, abs=1e-4)
+    assert (values["precision"], values["recall"]) == (1, 1)
+    assert "DDIMScheduler, 50 steps, guidance not stated" in rows_in(tmp_path / "out")[0]["name"]
+
+
+def test_two_processes_go_on_where_one_stopped(run, pipeline_dir, prompts_file, batch, tmp_path, inception_weights):
+    """One process is killed after its first images; two finish, and leave what one alone would have left."""
+    command = [str(SCRIPT), "--model", pipeline_dir, "--prompts_file", prompts_file, "--num_samples", 5, "--steps", 2,
+               "--sampling_batch_size", 2, "--batch_size", 2, "--reference", batch[0], "--metrics", "fid", "sfid",
+               "--inception_weights", inception_weights, "--device", "cpu"]  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+
+    def start(output, *launcher):
+        line = [sys.executable, *launcher, *map(str, command), "--output_dir", str(output)]
+        return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=120)
+
+    assert run(*command[1:], "--output_dir", tmp_path / "alone")[0] == 0
+    kept = ["samples/samples.json", "samples/000002.png", "samples/000003.png", "samples/000004.png"]
+    for name in kept:
+        target = tmp_path / "both" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((tmp_path / "alone" / name).read_bytes())
+    (tmp_path / "both/samples/000000.9.tmp").write_bytes(b"half of an image")
+    both = start(tmp_path / "both", "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0")
+    assert both.returncode == 0, both.stderr
+    for number in range(5):
+        name = f"samples/{number:06d}.png"
+        assert (tmp_path / "both" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+    one, two = rows_in(tmp_path / "alone"), rows_in(tmp_path / "both")
+    assert [row["processes"] for row in one + two] == [1, 1, 2, 2]
+    assert [row["value"] for row in one] == [row["value"] for row in two]
+
+
+def test_what_is_refused(run, batch, prompts_file, pipeline_dir, tmp_path):
+    folder, npz = batch
+    where = ("--output_dir", tmp_path / "out")
+    code, _ = run("--samples", folder, "--metrics", "fid", *where)
+    assert code == "error: fid must have a reference to compare with (--reference), got none."
+    code, _ = run("--samples", folder, "--metrics", "speed", *where)
+    assert code.startswith("error: `metrics` must be of fid, sfid, ") and code.endswith("got 'speed'.")
+    code, _ = run("--samples", folder, "--reference", npz, "--protocol", "cifar10", "--steps", 50, *where)
+    for wrong in (
+        "samples must be 10000, got 6",
+        "size of samples must be (32, 32), got (8, 8)",
+        "sampler must be DDPMScheduler, got None",
+        "steps must be 250, got 50",
+        "size of the reference must be (32, 32), got (8, 8)",
+        "reference images must be 50000, got 6",
+    ):
+        assert wrong in code
+    code, _ = run("--samples", folder, "--metrics", "clip_score", *where)
+    assert code == "error: clip_score must have the prompts of the images (--prompts_file), got none."
+    assert not (tmp_path / "out").exists()
+    made = ("--model", pipeline_dir, "--prompts_file", prompts_file, "--num_samples", 1, "--metrics", "is", *where)
+    assert run(*made, "--steps", 1)[0] == 0
+    code, _ = run(*made, "--steps", 2)
+    assert "holds samples of other settings (num_inference_steps); choose another --output_dir" in code
