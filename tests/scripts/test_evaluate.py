@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from metric_cases import inception_state
+from metric_cases import inception_state, save_clip
 from pictures import picture
 from PIL import Image
 from running import run_script
@@ -104,6 +104,26 @@ def test_folder_and_batch_of_the_same_images(run, batch, tmp_path):
     assert "DDIMScheduler, 50 steps, guidance not stated" in rows_in(tmp_path / "out")[0]["name"]
 
 
+def test_clip(run, batch, prompts_file, tokenizer, tmp_path):
+    """Scores of the first images alone, and of each scorer's model."""
+    save_clip(tmp_path / "clip", tokenizer)
+    save_clip(tmp_path / "siglip", tokenizer, "Siglip")
+    models = ("--clip_model", tmp_path / "clip", "--multilingual_clip_model", tmp_path / "siglip",
+              "--cmmd_model", tmp_path / "clip")  # fmt: skip
+    asked = ("--metrics", "clip_score", "clip_score_multilingual", "cmmd", "--prompts_file", prompts_file)
+    code, _ = run("--samples", batch[0], "--reference", batch[1], "--output_dir", tmp_path / "out", *asked, *models)
+    assert code == 0
+    rows = {row["metric"]: row for row in rows_in(tmp_path / "out")}
+    assert [row["num_samples"] for row in rows.values()] == [3, 3, 6]
+    assert [row["weights"].split(" ")[0] for row in rows.values()] == ["clip", "siglip", "clip"]
+    assert rows["clip_score"]["cut_prompts"] == 0 and "reference" not in rows["clip_score"]
+    assert rows["cmmd"]["value"] == pytest.approx(0, abs=1e-4), "the same images"
+    code, _ = run("--samples", batch[0], "--output_dir", tmp_path / "out", *asked[:2], "--num_prompts", 2, *asked[4:],
+                  *models)  # fmt: skip
+    assert code == 0
+    assert [row["num_samples"] for row in rows_in(tmp_path / "out")] == [3, 3, 6, 2]
+
+
 def test_two_processes_go_on_where_one_stopped(run, pipeline_dir, prompts_file, batch, tmp_path, inception_weights):
     """One process is killed after its first images; two finish, and leave what one alone would have left."""
     command = [str(SCRIPT), "--model", pipeline_dir, "--prompts_file", prompts_file, "--num_samples", 5, "--steps", 2,
@@ -122,7 +142,7 @@ def test_two_processes_go_on_where_one_stopped(run, pipeline_dir, prompts_file, 
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((tmp_path / "alone" / name).read_bytes())
     (tmp_path / "both/samples/000000.9.tmp").write_bytes(b"half of an image")
-    both = start(tmp_path / "both", "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0")
+    both = start(tmp_path / "both", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     assert both.returncode == 0, both.stderr
     for number in range(5):
         name = f"samples/{number:06d}.png"

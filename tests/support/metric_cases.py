@@ -11,11 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 
 from diffusers_crosswkv.evaluation.metrics.inception import InceptionV3
 
 RECORDED = Path(__file__).with_name("torch_fidelity.json")
 SUBSETS, SUBSET_SIZE = 5, 40
+CLIP_SIDE = 32
+TOWER = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
 def correlated(count, size, seed, shift=0.0):
@@ -37,8 +40,10 @@ def some_logits():
 def inception_state():
     """Weights of the shapes of torch-fidelity's file, random but such that all layers matter."""
     rng = np.random.RandomState(4)
+    with torch.device("meta"):
+        network = InceptionV3()
     state = {}
-    for name, value in InceptionV3().state_dict().items():
+    for name, value in network.state_dict().items():
         shape = tuple(value.shape)
         if name.endswith("num_batches_tracked"):
             new = np.zeros(())
@@ -59,6 +64,24 @@ def two_images():
     rng = np.random.RandomState(5)
     shapes = ((1, 3, 32, 20), (1, 3, 310, 330))
     return [torch.from_numpy(rng.randint(0, 256, shape).astype(np.uint8)) for shape in shapes]
+
+
+def save_clip(folder, tokenizer, family="CLIP"):
+    """A tiny model with random weights, of transformers' classes CLIP... or Siglip..., as the Hub has them."""
+    torch.manual_seed(0)
+    config_class = getattr(transformers, f"{family}Config")
+    vision = TOWER | {"image_size": CLIP_SIDE, "patch_size": 8, "projection_dim": 16}
+    text = TOWER | {"vocab_size": len(tokenizer), "max_position_embeddings": 12, "projection_dim": 16}
+    text |= {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id, "pad_token_id": 0}
+    extra = {"projection_dim": 16} if family == "CLIP" else {}
+    model = getattr(transformers, f"{family}Model")(config_class(text_config=text, vision_config=vision, **extra))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    size = {"shortest_edge": CLIP_SIDE} if family == "CLIP" else {"height": CLIP_SIDE, "width": CLIP_SIDE}
+    processor = getattr(transformers, f"{family}ImageProcessor")
+    more = {"crop_size": {"height": CLIP_SIDE, "width": CLIP_SIDE}} if family == "CLIP" else {}
+    processor(size=size, **more).save_pretrained(folder)
+    return model.eval()
 
 
 def torch_fidelity_figures(folder):

@@ -93,7 +93,7 @@ def check_protocol(
     if wrong:
         raise ValueError(
             f"This is not the protocol {name}: {'; '.join(wrong)}. The reference is {protocol.reference}. State "
-            "what is known of samples made elsewhere (--scheduler, --steps), or measure what is there without --protocol."
+            "what is known of samples made elsewhere (--scheduler, --steps), or measure without --protocol."
         )
 
 

@@ -53,11 +53,12 @@ def load_inception(path: Path) -> InceptionV3:
     Raises:
         ValueError: the file holds something else.
     """
-    network = InceptionV3()
+    with torch.device("meta"):
+        network = InceptionV3()
     try:
         # The file is a third party's, in torch's format alone; weights_only=True builds tensors and runs no code.
         state = torch.load(path, map_location="cpu", weights_only=True)
-        network.load_state_dict(state)
+        network.load_state_dict(state, assign=True)
     except Exception as error:  # each kind of wrong file raises its own
         summary = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
