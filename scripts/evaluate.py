@@ -99,7 +99,9 @@ def sample(arguments: argparse.Namespace, prompts: tuple[str, ...], state: Parti
         width=arguments.width,
     )
     named = {name: getattr(arguments, name) for name in ("model", "revision", "dtype", "scheduler")}
-    return make_samples(config, arguments.output_dir / "samples", named, lambda: load_pipeline(model)[0], state)
+    return make_samples(
+        config, arguments.output_dir / "samples", named, lambda: load_pipeline(model)[0], state, arguments.protocol
+    )
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -13,6 +13,7 @@ from metric_cases import inception_state, save_clip
 from pictures import picture
 from PIL import Image
 from running import run_script
+from safetensors.torch import load_file
 
 SCRIPT = Path(__file__).parents[2] / "scripts/evaluate.py"
 PROMPTS = ("a handwritten one", "a handwritten two", "a handwritten three")
@@ -49,10 +50,10 @@ def prompts_file(tmp_path):
 
 @pytest.fixture
 def batch(tmp_path):
-    """Six pictures of 8 pixels, as a folder and as an .npz batch of the same."""
+    """Four pictures of 8 pixels, as a folder and as an .npz batch of the same."""
     folder = tmp_path / "reference"
     folder.mkdir()
-    for number in range(6):
+    for number in range(4):
         picture(8, 8, number).save(folder / f"{number}.png")
     images = np.stack([np.asarray(Image.open(path)) for path in sorted(folder.glob("*.png"))])
     np.savez(tmp_path / "reference.npz", images)
@@ -78,8 +79,8 @@ def test_from_pipeline_to_rows(run, pipeline_dir, prompts_file, batch, tmp_path)
         assert np.isfinite(row["value"]) and row["weights"].startswith("inception.pth sha256:")
         assert (row["sampler"], row["steps"], row["guidance"], row["seed"]) == ("DDPMScheduler", 2, 2, 7)
         assert row.keys() >= {"date", "device", "torch", "commit", "protocol", "model", "processes"}
-    assert rows["fid"]["reference_images"] == 6
-    assert rows["kid"]["subset_size"] == 5
+    assert rows["fid"]["reference_images"] == 4
+    assert rows["kid"]["subset_size"] == 4
     assert 1 <= rows["is"]["value"] <= 5
     before = file_times(output)
     again = run(*made, *measured, "--metrics", "fid")
@@ -89,7 +90,7 @@ def test_from_pipeline_to_rows(run, pipeline_dir, prompts_file, batch, tmp_path)
 
 def file_times(output):
     files = [*output.glob("samples/*.png"), *output.glob("features/*/*")]
-    assert len(files) == 5 + 2 + 2
+    assert len(files) == 5 + 2 + 1
     return {path: path.stat().st_mtime_ns for path in files}
 
 
@@ -104,6 +105,22 @@ def test_folder_and_batch_of_the_same_images(run, batch, tmp_path):
     assert "DDIMScheduler, 50 steps, guidance not stated" in rows_in(tmp_path / "out")[0]["name"]
 
 
+def test_statistics_of_a_reference_are_taken_as_they_are(run, batch, tmp_path):
+    """FID alone then needs no image of the reference; precision does."""
+    code, _ = run("--samples", batch[0], "--metrics", "is", "--output_dir", tmp_path / "out")
+    assert code == 0
+    (features,) = (tmp_path / "out/features").glob("*/*")
+    pool = load_file(features)["pool"].numpy() + 1
+    np.savez(tmp_path / "statistics.npz", mu=pool.mean(0), sigma=np.cov(pool, rowvar=False))
+    arguments = ("--samples", batch[0], "--reference", tmp_path / "statistics.npz", "--output_dir", tmp_path / "out")
+    code, _ = run(*arguments, "--metrics", "fid")
+    assert code == 0
+    assert rows_in(tmp_path / "out")[1]["value"] == pytest.approx(2048, rel=1e-4), "a step of 1 in 2,048 dimensions"
+    assert len(list((tmp_path / "out/features").glob("*/*"))) == 1
+    code, _ = run(*arguments, "--metrics", "precision")
+    assert "precision must have images to compare with" in code
+
+
 def test_clip(run, batch, prompts_file, tokenizer, tmp_path):
     """Scores of the first images alone, and of each scorer's model."""
     save_clip(tmp_path / "clip", tokenizer)
@@ -114,14 +131,14 @@ def test_clip(run, batch, prompts_file, tokenizer, tmp_path):
     code, _ = run("--samples", batch[0], "--reference", batch[1], "--output_dir", tmp_path / "out", *asked, *models)
     assert code == 0
     rows = {row["metric"]: row for row in rows_in(tmp_path / "out")}
-    assert [row["num_samples"] for row in rows.values()] == [3, 3, 6]
+    assert [row["num_samples"] for row in rows.values()] == [3, 3, 4]
     assert [row["weights"].split(" ")[0] for row in rows.values()] == ["clip", "siglip", "clip"]
     assert rows["clip_score"]["cut_prompts"] == 0 and "reference" not in rows["clip_score"]
     assert rows["cmmd"]["value"] == pytest.approx(0, abs=1e-4), "the same images"
     code, _ = run("--samples", batch[0], "--output_dir", tmp_path / "out", *asked[:2], "--num_prompts", 2, *asked[4:],
                   *models)  # fmt: skip
     assert code == 0
-    assert [row["num_samples"] for row in rows_in(tmp_path / "out")] == [3, 3, 6, 2]
+    assert [row["num_samples"] for row in rows_in(tmp_path / "out")] == [3, 3, 4, 2]
 
 
 def test_two_processes_go_on_where_one_stopped(run, pipeline_dir, prompts_file, batch, tmp_path, inception_weights):
@@ -159,16 +176,24 @@ def test_what_is_refused(run, batch, prompts_file, pipeline_dir, tmp_path):
     assert code == "error: fid must have a reference to compare with (--reference), got none."
     code, _ = run("--samples", folder, "--metrics", "speed", *where)
     assert code.startswith("error: `metrics` must be of fid, sfid, ") and code.endswith("got 'speed'.")
-    code, _ = run("--samples", folder, "--reference", npz, "--protocol", "cifar10", "--steps", 50, *where)
+    code, _ = run("--samples", folder, "--metrics", "is", "--protocol", "cifar10", "--steps", 50, *where)
     for wrong in (
-        "samples must be 10000, got 6",
+        "samples must be 10000, got 4",
         "size of samples must be (32, 32), got (8, 8)",
         "sampler must be DDPMScheduler, got None",
         "steps must be 250, got 50",
-        "size of the reference must be (32, 32), got (8, 8)",
-        "reference images must be 50000, got 6",
     ):
         assert wrong in code
+    made = ("--model", pipeline_dir, "--prompts_file", prompts_file, "--protocol", "cifar10", *where)
+    code, _ = run(*made, "--reference", npz, "--metrics", "fid", "clip_score", "--num_prompts", 2)
+    for wrong in (
+        "size of the reference must be (32, 32), got (8, 8)",
+        "reference images must be 50000, got 4",
+        "prompts of the CLIP score must be 1000, got 2",
+    ):
+        assert wrong in code
+    code, _ = run(*made, "--metrics", "is", "--scheduler", "ddim", "--steps", 250)
+    assert "cifar10: sampler must be DDPMScheduler, got DDIMScheduler. The reference is CIFAR-10's" in code
     code, _ = run("--samples", folder, "--metrics", "clip_score", *where)
     assert code == "error: clip_score must have the prompts of the images (--prompts_file), got none."
     assert not (tmp_path / "out").exists()

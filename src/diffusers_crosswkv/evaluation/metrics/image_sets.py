@@ -28,8 +28,12 @@ class ImageSet(Protocol):
     resize: str
     """What was done to them before they are measured; `none`."""
 
-    gaussians: dict[str, Gaussian]
-    """Statistics that came along, by the name of the feature; those of more images than are there, perhaps."""
+    statistics: tuple[str, ...]
+    """Features of which statistics came along; those of more images than are there, perhaps."""
+
+    @property
+    def gaussians(self) -> dict[str, Gaussian]:
+        """These statistics."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -75,6 +79,7 @@ class FolderImages:
     def __init__(self, folder: Path, resize: int | None = None):
         self.root, self.name, self.side = folder.resolve(), str(folder), resize
         self.resize = "none" if resize is None else f"centre {resize} (ADM: box halving, bicubic)"
+        self.statistics: tuple[str, ...] = ()
         self.gaussians: dict[str, Gaussian] = {}
         self.files = sorted(walk(self.root))
         if not self.files:
@@ -129,23 +134,33 @@ class NpzImages:
     def __init__(self, path: Path):
         self.path, self.name = path, str(path)
         try:
-            self.shape, self.gaussians = self._read_header(), read_gaussians(path)
-        except (zipfile.BadZipFile, KeyError, OSError) as error:
+            self.shape, self.statistics = self._read_headers()
+        except (zipfile.BadZipFile, OSError) as error:
             raise ValueError(
                 f"{path} must be an .npz batch of the ADM suite, with {ARRAY} of `[N, H, W, 3]` uint8 ({error})."
             ) from error
 
-    def _read_header(self) -> tuple[int, ...]:
+    def _read_headers(self) -> tuple[tuple[int, ...], tuple[str, ...]]:
         with zipfile.ZipFile(self.path) as archive:
-            if f"{ARRAY}.npy" not in archive.namelist():  # statistics alone
-                return (0, 0, 0, RGB)
+            there = set(archive.namelist())
+            statistics = tuple(x for x, names in STATISTICS.items() if {f"{name}.npy" for name in names} <= there)
+            if f"{ARRAY}.npy" not in there and statistics:
+                return (0, 0, 0, RGB), statistics
+            if f"{ARRAY}.npy" not in there:
+                raise ValueError(f"{self.path} must hold {ARRAY} or statistics, got {', '.join(sorted(there))}.")
             with archive.open(f"{ARRAY}.npy") as file:
                 shape, fortran, dtype = read_npy_header(file)
         if dtype != np.uint8 or len(shape) != 4 or shape[3] != RGB or fortran:
             raise ValueError(
                 f"{ARRAY} of {self.path} must be `[N, H, W, 3]` uint8 in C order, got {list(shape)} {dtype}."
             )
-        return shape
+        return shape, statistics
+
+    @cached_property
+    def gaussians(self) -> dict[str, Gaussian]:
+        with np.load(self.path, allow_pickle=False) as arrays:
+            pairs = {feature: [arrays[name] for name in STATISTICS[feature]] for feature in self.statistics}
+        return {feature: Gaussian.from_covariance(*pair) for feature, pair in pairs.items()}
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -173,15 +188,6 @@ def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
         raise ValueError(f"Arrays must have the versions 1.0 or 2.0 of NumPy's format, got {version}.")
     read: Callable = readers[version]
     return read(file)
-
-
-def read_gaussians(path: Path) -> dict[str, Gaussian]:
-    with np.load(path, allow_pickle=False) as arrays:
-        return {
-            feature: Gaussian.from_covariance(arrays[mean], arrays[covariance])
-            for feature, (mean, covariance) in STATISTICS.items()
-            if mean in arrays and covariance in arrays
-        }
 
 
 def central_square(image: Image.Image, side: int) -> Image.Image:

@@ -64,36 +64,43 @@ PROTOCOLS = {
 }
 
 
-def check_protocol(
-    name: str, facts: SampleFacts, samples: ImageSet, reference: ImageSet | None, num_prompts: int | None
-) -> None:
-    """Refuse what the protocol `name` does not measure.
+Mismatch = tuple[str, object, object]  # what, as it must be, as it is
 
-    Args:
-        num_prompts: of the CLIP score; None if it is not measured.
 
-    Raises:
-        ValueError: so; the message lists all that differs.
-    """
+def of_samples(name: str, count: int, facts: SampleFacts, size: tuple[int, int] | None = None) -> list[Mismatch]:
+    """What the protocol `name` asks of samples; `size` is None where it is not known yet."""
     protocol = PROTOCOLS[name]
-    side = (protocol.side, protocol.side)
-    wanted: list[tuple[str, object, object]] = [
-        ("samples", protocol.num_samples, len(samples)),
-        ("size of samples", side, samples.size),
+    asked: list[Mismatch] = [
+        ("samples", protocol.num_samples, count),
         ("sampler", protocol.sampler, facts.sampler),
         ("steps", protocol.steps, facts.steps),
     ]
+    return asked if size is None else [*asked, ("size of samples", (protocol.side, protocol.side), size)]
+
+
+def of_reference(name: str, reference: ImageSet | None, num_prompts: int | None) -> list[Mismatch]:
+    """What the protocol `name` asks of a reference and of the prompts of a CLIP score; None where there are none."""
+    protocol = PROTOCOLS[name]
+    asked: list[Mismatch] = []
     if reference is not None:
-        wanted.append(("size of the reference", side, reference.size))
-        if protocol.reference_images is not None and not reference.gaussians:
-            wanted.append(("reference images", protocol.reference_images, len(reference)))
+        asked.append(("size of the reference", (protocol.side, protocol.side), reference.size))
+        if protocol.reference_images is not None and not reference.statistics:
+            asked.append(("reference images", protocol.reference_images, len(reference)))
     if num_prompts is not None:
-        wanted.append(("prompts of the CLIP score", protocol.num_prompts, num_prompts))
-    wrong = [f"{what} must be {right}, got {found}" for what, right, found in wanted if right != found]
+        asked.append(("prompts of the CLIP score", protocol.num_prompts, num_prompts))
+    return asked
+
+
+def refuse(name: str, asked: list[Mismatch]) -> None:
+    """
+    Raises:
+        ValueError: something is not as the protocol `name` asks; the message lists all of it.
+    """
+    wrong = [f"{what} must be {right}, got {found}" for what, right, found in asked if right != found]
     if wrong:
         raise ValueError(
-            f"This is not the protocol {name}: {'; '.join(wrong)}. The reference is {protocol.reference}. State "
-            "what is known of samples made elsewhere (--scheduler, --steps), or measure without --protocol."
+            f"This is not the protocol {name}: {'; '.join(wrong)}. The reference is {PROTOCOLS[name].reference}. "
+            "State what is known of samples made elsewhere (--scheduler, --steps), or measure without --protocol."
         )
 
 

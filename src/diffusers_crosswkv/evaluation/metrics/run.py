@@ -34,7 +34,9 @@ from .protocols import (
     PROTOCOLS,
     REFERENCE_METRICS,
     SampleFacts,
-    check_protocol,
+    of_reference,
+    of_samples,
+    refuse,
     result_name,
 )
 from .weights import find_inception_weights
@@ -79,8 +81,10 @@ class EvaluationConfig:
     batch_size: int = BATCH_SIZE
 
     def check(self) -> None:
-        """
+        """Refuse what can be refused without samples.
+
         Raises:
+            FileNotFoundError: there is no such reference.
             ValueError: an argument does not fit; the message says what would.
         """
         for what, values, known in (("metrics", self.metrics, METRICS), ("protocol", [self.protocol], PROTOCOLS)):
@@ -99,6 +103,16 @@ class EvaluationConfig:
             check_english(self.prompts)
         if self.batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {self.batch_size}.")
+        reference = self.open_reference()
+        if self.protocol is not None:
+            refuse(self.protocol, of_reference(self.protocol, reference, self.num_scored()))
+
+    def open_reference(self) -> ImageSet | None:
+        return None if self.reference is None else open_images(self.reference, self.reference_resize)
+
+    def num_scored(self) -> int | None:
+        """How many images have a CLIP score; None if it is not asked for."""
+        return len(self.prompts) if set(self.metrics) & set(PROMPT_METRICS) else None
 
 
 def evaluate(config: EvaluationConfig, state: PartialState) -> list[Row]:
@@ -109,7 +123,7 @@ def evaluate(config: EvaluationConfig, state: PartialState) -> list[Row]:
 
     Raises:
         OSError: images or weights are missing; the message says how to get them.
-        ValueError: something does not fit together, see [`EvaluationConfig.check`] and [`check_protocol`].
+        ValueError: something does not fit together, see [`EvaluationConfig.check`].
     """
     config.check()
     work = Work(config, state)
@@ -126,7 +140,7 @@ class Work:
     def __init__(self, config: EvaluationConfig, state: PartialState):
         self.config, self.state = config, state
         self.samples = open_images(config.samples)
-        self.reference = None if config.reference is None else open_images(config.reference, config.reference_resize)
+        self.reference = config.open_reference()
 
     def check(self) -> None:
         config, reference = self.config, self.reference
@@ -138,14 +152,15 @@ class Work:
             raise ValueError(
                 f"{wanting} must have images to compare with, but {reference.name} holds statistics alone."
             )
-        scored = len(config.prompts) if set(config.metrics) & set(PROMPT_METRICS) else None
+        scored = config.num_scored()
         if scored is not None and scored > len(self.samples):
             raise ValueError(
                 f"Prompts must be those of the first images, one each, got {scored} for {len(self.samples)} images; "
                 "take fewer (--num_prompts)."
             )
         if config.protocol is not None:
-            check_protocol(config.protocol, config.facts, self.samples, reference, scored)
+            asked = of_samples(config.protocol, len(self.samples), config.facts, self.samples.size)
+            refuse(config.protocol, asked + of_reference(config.protocol, reference, scored))
 
     def inception_rows(self) -> list[Row]:
         metrics = [name for name in self.config.metrics if name in INCEPTION_METRICS]
@@ -157,8 +172,8 @@ class Work:
         samples = self.features("samples-inception", self.samples, inception, len(self.samples))
         reference, given = None, {}
         if self.reference is not None:
-            given = self.reference.gaussians
-            enough = all(name == "is" or GAUSSIANS.get(name) in given for name in metrics)
+            given = self.reference.gaussians if self.state.is_main_process else {}
+            enough = all(name == "is" or GAUSSIANS.get(name) in self.reference.statistics for name in metrics)
             reference = self.features(
                 "reference-inception", self.reference, inception, 0 if enough else len(self.reference)
             )

@@ -15,7 +15,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ...files import write_json, write_whole
-from .protocols import SampleFacts
+from .protocols import SampleFacts, of_samples, refuse
 
 SETTINGS = "samples.json"
 OPTIONAL = ("num_inference_steps", "guidance_scale", "height", "width")
@@ -67,12 +67,14 @@ def make_samples(
     model: dict[str, Any],
     load: Callable[[], DiffusionPipeline],
     state: PartialState,
+    protocol: str | None = None,
 ) -> SampleFacts:
     """Make the images that are missing in `folder`, `<index>.png`, each written whole; returns when all are there.
 
     Args:
         model: what names the pipeline, for [`SETTINGS`].
         load: called only if there is something to make.
+        protocol: refuse what it does not measure, before the second batch at the latest.
 
     Raises:
         ValueError: the folder holds images of other settings, the pipeline takes no such argument, or a safety checker
@@ -89,13 +91,17 @@ def make_samples(
     missing = [batch for batch in batches if not all(image_path(folder, i).is_file() for i in batch)]
     if missing or not settings.is_file():
         pipeline = load()
-        arguments = call_arguments(pipeline, config)
+        arguments, facts = call_arguments(pipeline, config), facts_of(pipeline, config, model)
+        if protocol is not None:
+            refuse(protocol, of_samples(protocol, config.num_samples, facts))
         if state.is_main_process:
-            write_json(settings, {"asked": asked, "facts": asdict(facts_of(pipeline, config, model))}, indent=2)
+            write_json(settings, {"asked": asked, "facts": asdict(facts)}, indent=2)
         title = f"samples (process 1 of {state.num_processes})" if state.num_processes > 1 else "samples"
         with tqdm(total=sum(map(len, missing)), desc=title, unit="image", disable=not state.is_main_process) as bar:
             for batch in missing:
-                make_batch(pipeline, config, batch, arguments, folder)
+                size = make_batch(pipeline, config, batch, arguments, folder)
+                if protocol is not None:
+                    refuse(protocol, of_samples(protocol, config.num_samples, facts, size))
                 bar.update(len(batch))
     state.wait_for_everyone()
     return read_facts(folder) or SampleFacts()
@@ -103,7 +109,8 @@ def make_samples(
 
 def make_batch(
     pipeline: DiffusionPipeline, config: SamplingConfig, batch: range, arguments: dict[str, Any], folder: Path
-) -> None:
+) -> tuple[int, int]:
+    """Height and width of the images."""
     with torch.random.fork_rng(devices=[]):  # a few schedulers draw from torch's own generator
         torch.manual_seed(config.seed + batch[0])
         output = pipeline(
@@ -118,6 +125,7 @@ def make_batch(
         )
     for index, image in zip(batch, output.images, strict=True):
         write_whole(image_path(folder, index), png(image))
+    return image.height, image.width
 
 
 def call_arguments(pipeline: DiffusionPipeline, config: SamplingConfig) -> dict[str, Any]:

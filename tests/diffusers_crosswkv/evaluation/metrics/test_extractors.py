@@ -5,12 +5,12 @@ import pytest
 import torch
 import transformers
 from metric_cases import CLIP_SIDE as SIDE
-from metric_cases import inception_state, save_clip
+from metric_cases import save_clip
 from pictures import picture
 from PIL import Image
 
 from diffusers_crosswkv.evaluation.metrics import extractors
-from diffusers_crosswkv.evaluation.metrics.extractors import ClipEmbeddings, ClipScores, InceptionFeatures
+from diffusers_crosswkv.evaluation.metrics.extractors import ClipEmbeddings, ClipScores
 
 CPU = torch.device("cpu")
 PROMPTS = ("a handwritten one", "数字二", "un tres escrito a mano")
@@ -79,13 +79,3 @@ def test_prompts_for_the_multilingual_scorer(prompt):
     extractors.check_english(["a naïve café, 2 €"])
     with pytest.raises(ValueError, match=r"number 1 is .*; ask for `clip_score_multilingual`"):
         extractors.check_english(["one", prompt])
-
-
-def test_inception_features_of_a_batch(images, tmp_path):
-    """Channels, order and dtype on the way from `[N, H, W, 3]` bytes to the network."""
-    torch.save(inception_state(), tmp_path / "inception.pth")
-    features = InceptionFeatures(tmp_path / "inception.pth", CPU)
-    both = features(images[:2], 0)
-    pool = features.network(torch.from_numpy(images[1]).permute(2, 0, 1)[None]).pool
-    torch.testing.assert_close(both["pool"][1:], pool, rtol=1e-4, atol=1e-5)
-    assert both["spatial"].shape == (2, 2023)

@@ -45,7 +45,10 @@ def test_batches_that_are_none(tmp_path):
         open_images(tmp_path / "objects.npz")
     np.savez(tmp_path / "code.npz", mu=np.array([print], dtype=object), sigma=np.array([print], dtype=object))
     with pytest.raises(ValueError, match="allow_pickle=False"):
-        open_images(tmp_path / "code.npz")
+        _ = open_images(tmp_path / "code.npz").gaussians
+    np.savez(tmp_path / "other.npz", x=np.zeros(3))
+    with pytest.raises(ValueError, match=r"must hold arr_0 or statistics, got x.npy"):
+        open_images(tmp_path / "other.npz")
     with pytest.raises(FileNotFoundError, match="no images at"):
         open_images(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"must be a folder or an .npz batch"):

@@ -6,18 +6,25 @@ import numpy as np
 import pytest
 import torch
 from metric_cases import RECORDED, inception_state, two_images
+from pictures import picture
 from torch.nn import functional as F
 
 from diffusers_crosswkv.evaluation.metrics import weights
+from diffusers_crosswkv.evaluation.metrics.extractors import InceptionFeatures
 from diffusers_crosswkv.evaluation.metrics.inception import SPATIAL_SIZE, tf1_resize
 
 FIDELITY = json.loads(RECORDED.read_text(encoding="utf-8"))["images"]
 
 
 @pytest.fixture(scope="module")
-def network(tmp_path_factory):
+def path(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "inception.pth"
     torch.save(inception_state(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def network(path):
     return weights.load_inception(path)
 
 
@@ -40,6 +47,16 @@ def test_spatial_features_have_channels_last(network):
     for y, x, c in ((0, 0, 0), (0, 0, 6), (0, 1, 0), (1, 0, 0), (16, 16, 6), (5, 11, 3)):
         assert spatial[7 * (17 * y + x) + c] == seen[0][0, c, y, x]
     assert seen[0].shape == (1, 192, 17, 17)
+
+
+def test_features_of_a_batch(network, path):
+    """Channels, order and dtype on the way from `[N, H, W, 3]` bytes to the network."""
+    images = np.stack([np.asarray(picture(40, 48, seed)) for seed in range(2)])
+    features = InceptionFeatures(path, torch.device("cpu"))(images, 0)
+    with torch.inference_mode():
+        pool = network(torch.tensor(images[1]).permute(2, 0, 1)[None]).pool
+    torch.testing.assert_close(features["pool"][1:], pool, rtol=1e-4, atol=1e-5)
+    assert features["spatial"].shape == (2, SPATIAL_SIZE)
 
 
 def resized_by_hand(image, side):
