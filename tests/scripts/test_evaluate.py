@@ -141,31 +141,30 @@ def test_clip(run, batch, prompts_file, tokenizer, tmp_path):
     assert [row["num_samples"] for row in rows_in(tmp_path / "out")] == [3, 3, 4, 2]
 
 
-def test_two_processes_go_on_where_one_stopped(run, pipeline_dir, prompts_file, batch, tmp_path, inception_weights):
-    """One process is killed after its first images; two finish, and leave what one alone would have left."""
-    command = [str(SCRIPT), "--model", pipeline_dir, "--prompts_file", prompts_file, "--num_samples", 5, "--steps", 2,
-               "--sampling_batch_size", 2, "--batch_size", 2, "--reference", batch[0], "--metrics", "fid", "sfid",
+def test_two_processes_go_on_where_one_stopped(run, pipeline_dir, prompts_file, tmp_path, inception_weights):
+    """From what a stopped run leaves, two processes make what one alone makes."""
+    command = [str(SCRIPT), "--model", pipeline_dir, "--prompts_file", prompts_file, "--num_samples", 3, "--steps", 2,
+               "--batch_size", 1, "--metrics", "is",
                "--inception_weights", inception_weights, "--device", "cpu"]  # fmt: skip
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
 
     def start(output, *launcher):
         line = [sys.executable, *launcher, *map(str, command), "--output_dir", str(output)]
-        return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=120)
+        return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300)
 
     assert run(*command[1:], "--output_dir", tmp_path / "alone")[0] == 0
-    kept = ["samples/samples.json", "samples/000002.png", "samples/000003.png", "samples/000004.png"]
-    for name in kept:
+    for name in ("samples/samples.json", "samples/000001.png"):
         target = tmp_path / "both" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((tmp_path / "alone" / name).read_bytes())
     (tmp_path / "both/samples/000000.9.tmp").write_bytes(b"half of an image")
     both = start(tmp_path / "both", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     assert both.returncode == 0, both.stderr
-    for number in range(5):
+    for number in range(3):
         name = f"samples/{number:06d}.png"
         assert (tmp_path / "both" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
     one, two = rows_in(tmp_path / "alone"), rows_in(tmp_path / "both")
-    assert [row["processes"] for row in one + two] == [1, 1, 2, 2]
+    assert [row["processes"] for row in one + two] == [1, 2]
     assert [row["value"] for row in one] == [row["value"] for row in two]
 
 

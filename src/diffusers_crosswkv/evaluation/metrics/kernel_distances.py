@@ -35,7 +35,9 @@ def kid(
     estimates = []
     for _ in range(subsets):
         chosen = [rng.choice(len(x), subset_size, replace=False) for x in (samples, reference)]
-        x, y = (x[torch.from_numpy(i)].double() for x, i in zip((samples, reference), chosen, strict=True))
+        x, y = (
+            x[torch.from_numpy(i).to(x.device)].double() for x, i in zip((samples, reference), chosen, strict=True)
+        )
         estimates.append(unbiased_mmd(polynomial(x, x), polynomial(y, y), polynomial(x, y)))
     return float(np.mean(estimates)), float(np.std(estimates))
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
-from ... import __version__
+import diffusers_crosswkv
+
 from ...environment import environment
 from ...files import write_whole
 from ..kernel_rows import Row, commit
@@ -246,7 +247,11 @@ class Work:
                 "reference_resize": reference.resize,
                 "reference_images": len(reference),
             }
-        versions = {"diffusers_crosswkv": __version__, "commit": commit(), **environment(self.state.device)}
+        versions = {
+            "diffusers_crosswkv": diffusers_crosswkv.__version__,
+            "commit": commit(),
+            **environment(self.state.device),
+        }
         return row | {"processes": self.state.num_processes} | more | versions
 
 
@@ -280,7 +285,8 @@ class InceptionFigures:
                     yield metric, value, {"neighbours": NEIGHBOURS, "manifold_images": len(self.reference_pool)}
         if "kid" in self.metrics:
             size = min(KID_SUBSET_SIZE, len(self.pool), len(self.reference_pool))
-            mean, deviation = kid(self.pool, self.reference_pool, subset_size=size)
+            device = torch.device("cpu") if self.device.type == "mps" else self.device  # which has no float64
+            mean, deviation = kid(self.pool.to(device), self.reference_pool.to(device), subset_size=size)
             more = {"deviation": deviation, "subsets": KID_SUBSETS, "subset_size": size, "subset_seed": KID_SEED}
             yield "kid", mean, more | {"manifold_images": len(self.reference_pool)}
 
