@@ -24,6 +24,7 @@ from diffusers_crosswkv.evaluation.metrics import (
     EvaluationConfig,
     SampleFacts,
     SamplingConfig,
+    check_weights,
     evaluate,
     make_samples,
     read_facts,
@@ -68,6 +69,7 @@ def run(arguments: argparse.Namespace, state: PartialState) -> list[dict]:
         },
     )
     config.check()
+    check_weights(config, state)
     facts = stated_facts(arguments) if arguments.model is None else sample(arguments, prompts, state)
     return evaluate(dataclasses.replace(config, facts=facts), state)
 

@@ -195,6 +195,9 @@ def test_what_is_refused(run, batch, prompts_file, pipeline_dir, tmp_path):
     assert "cifar10: sampler must be DDPMScheduler, got DDIMScheduler. The reference is CIFAR-10's" in code
     code, _ = run("--samples", folder, "--metrics", "clip_score", *where)
     assert code == "error: clip_score must have the prompts of the images (--prompts_file), got none."
+    code, _ = run("--model", pipeline_dir, "--prompts_file", prompts_file, "--num_samples", 1, "--steps", 1,
+                  "--metrics", "is", "clip_score", "--clip_model", "nobody/nothing", *where)  # fmt: skip
+    assert code.startswith("error: nobody/nothing is neither a folder")
     assert not (tmp_path / "out").exists()
     made = ("--model", pipeline_dir, "--prompts_file", prompts_file, "--num_samples", 1, "--metrics", "is", *where)
     assert run(*made, "--steps", 1)[0] == 0

@@ -4,7 +4,7 @@ from .inception_score import inception_score
 from .kernel_distances import cmmd, kid
 from .manifolds import precision_recall
 from .protocols import ADM_METRICS, METRICS, PROTOCOLS, Protocol, SampleFacts
-from .run import EvaluationConfig, evaluate
+from .run import EvaluationConfig, check_weights, evaluate
 from .sampling import SamplingConfig, make_samples, read_facts
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Protocol",
     "SampleFacts",
     "SamplingConfig",
+    "check_weights",
     "cmmd",
     "evaluate",
     "frechet_distance",

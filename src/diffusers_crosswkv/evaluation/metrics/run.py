@@ -21,6 +21,7 @@ from .extractors import (
     ClipScores,
     InceptionFeatures,
     check_english,
+    weights_of,
 )
 from .features import BATCH_SIZE, FeatureFiles
 from .frechet import Gaussian, Moments, frechet_distance
@@ -114,6 +115,24 @@ class EvaluationConfig:
     def num_scored(self) -> int | None:
         """How many images have a CLIP score; None if it is not asked for."""
         return len(self.prompts) if set(self.metrics) & set(PROMPT_METRICS) else None
+
+
+def check_weights(config: EvaluationConfig, state: PartialState) -> None:
+    """Find or download Inception's weights and see that models of the Hub can be had, before samples are made.
+
+    Raises:
+        OSError: something is missing; the message says how to get it.
+    """
+    models = {
+        "clip_score": config.clip_model,
+        "clip_score_multilingual": config.multilingual_clip_model,
+        "cmmd": config.cmmd_model,
+    }
+    with state.local_main_process_first():
+        if set(config.metrics) & set(INCEPTION_METRICS):
+            find_inception_weights(config.inception_weights)
+        for name in set(config.metrics) & set(models):
+            weights_of(models[name])
 
 
 def evaluate(config: EvaluationConfig, state: PartialState) -> list[Row]:
