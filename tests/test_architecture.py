@@ -80,6 +80,8 @@ def test_nobody_imports_scripts():
 
 
 def test_no_pickle():
+    """A third party's weights may come in torch's format: then with weights_only=True, which builds tensors alone."""
     for path in [*PACKAGE.rglob("*.py"), *(ROOT / "kernels").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]:
         text = path.read_text(encoding="utf-8")
-        assert not re.search(r"\bpickle\b|(?<!safetensors\.)\btorch\.(save|load)\(", text), path
+        unsafe = r"\bpickle\b|(?<!safetensors\.)\btorch\.(save|load)\((?!.*\bweights_only=True\))"
+        assert not re.search(unsafe, text), path

@@ -1,0 +1,205 @@
+"""The whole command, with a tiny pipeline and random weights: the figures mean nothing, how they are made does."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from metric_cases import inception_state, save_clip
+from pictures import picture
+from PIL import Image
+from running import run_script
+from safetensors.torch import load_file
+
+SCRIPT = Path(__file__).parents[2] / "scripts/evaluate.py"
+PROMPTS = ("a handwritten one", "a handwritten two", "a handwritten three")
+
+
+@pytest.fixture(scope="module")
+def inception_weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "inception.pth"
+    torch.save(inception_state(), path)
+    return path
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, inception_weights):
+    def call(*arguments):
+        code = run_script(monkeypatch, SCRIPT, *arguments, "--inception_weights", inception_weights, "--device", "cpu")
+        return code, capsys.readouterr().out
+
+    return call
+
+
+@pytest.fixture
+def pipeline_dir(make_pipeline, tmp_path):
+    make_pipeline().save_pretrained(tmp_path / "pipeline")
+    return tmp_path / "pipeline"
+
+
+@pytest.fixture
+def prompts_file(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("\n".join(PROMPTS), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def batch(tmp_path):
+    """Four pictures of 8 pixels, as a folder and as an .npz batch of the same."""
+    folder = tmp_path / "reference"
+    folder.mkdir()
+    for number in range(4):
+        picture(8, 8, number).save(folder / f"{number}.png")
+    images = np.stack([np.asarray(Image.open(path)) for path in sorted(folder.glob("*.png"))])
+    np.savez(tmp_path / "reference.npz", images)
+    return folder, tmp_path / "reference.npz"
+
+
+def rows_in(folder):
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_from_pipeline_to_rows(run, pipeline_dir, prompts_file, batch, tmp_path):
+    output = tmp_path / "evaluation"
+    made = ("--model", pipeline_dir, "--prompts_file", prompts_file, "--num_samples", 5, "--sampling_batch_size", 2,
+            "--scheduler", "DDPM", "--steps", 2, "--guidance_scale", 2, "--seed", 7)  # fmt: skip
+    measured = ("--reference", batch[1], "--output_dir", output, "--batch_size", 4)
+    code, printed = run(*made, *measured, "--metrics", "fid", "sfid", "is", "precision", "recall", "kid")
+    assert code == 0
+    rows = {row["metric"]: row for row in rows_in(output)}
+    assert list(rows) == ["fid", "sfid", "is", "precision", "recall", "kid"]
+    label = "5 samples of 8 x 8, DDPMScheduler, 2 steps, guidance 2, reference reference.npz, resize none"
+    assert f"fid: {label}\n" in printed
+    for row in rows.values():
+        assert np.isfinite(row["value"]) and row["weights"].startswith("inception.pth sha256:")
+        assert (row["sampler"], row["steps"], row["guidance"], row["seed"]) == ("DDPMScheduler", 2, 2, 7)
+        assert row.keys() >= {"date", "device", "torch", "commit", "protocol", "model", "processes"}
+    assert rows["fid"]["reference_images"] == 4
+    assert rows["kid"]["subset_size"] == 4
+    assert 1 <= rows["is"]["value"] <= 5
+    before = file_times(output)
+    again = run(*made, *measured, "--metrics", "fid")
+    assert again == (0, next(line + "\n" for line in printed.splitlines() if "fid:" in line and "sfid" not in line))
+    assert file_times(output) == before, "all there already"
+
+
+def file_times(output):
+    files = [*output.glob("samples/*.png"), *output.glob("features/*/*")]
+    assert len(files) == 5 + 2 + 1
+    return {path: path.stat().st_mtime_ns for path in files}
+
+
+def test_folder_and_batch_of_the_same_images(run, batch, tmp_path):
+    folder, npz = batch
+    code, _ = run("--samples", folder, "--reference", npz, "--output_dir", tmp_path / "out",
+                  "--scheduler", "ddim", "--steps", 50)  # fmt: skip
+    assert code == 0
+    values = {row["metric"]: row["value"] for row in rows_in(tmp_path / "out")}
+    assert values["fid"] == pytest.approx(0, abs=1e-4) and values["sfid"] == pytest.approx(0, abs=1e-4)
+    assert (values["precision"], values["recall"]) == (1, 1)
+    assert "DDIMScheduler, 50 steps, guidance not stated" in rows_in(tmp_path / "out")[0]["name"]
+
+
+def test_statistics_of_a_reference_are_taken_as_they_are(run, batch, tmp_path):
+    """FID alone then needs no image of the reference; precision does."""
+    code, _ = run("--samples", batch[0], "--metrics", "is", "--output_dir", tmp_path / "out")
+    assert code == 0
+    (features,) = (tmp_path / "out/features").glob("*/*")
+    pool = load_file(features)["pool"].numpy() + 1
+    np.savez(tmp_path / "statistics.npz", mu=pool.mean(0), sigma=np.cov(pool, rowvar=False))
+    arguments = ("--samples", batch[0], "--reference", tmp_path / "statistics.npz", "--output_dir", tmp_path / "out")
+    code, _ = run(*arguments, "--metrics", "fid")
+    assert code == 0
+    assert rows_in(tmp_path / "out")[1]["value"] == pytest.approx(2048, rel=1e-4), "a step of 1 in 2,048 dimensions"
+    assert len(list((tmp_path / "out/features").glob("*/*"))) == 1
+    code, _ = run(*arguments, "--metrics", "precision")
+    assert "precision must have images to compare with" in code
+
+
+def test_clip(run, batch, prompts_file, tokenizer, tmp_path):
+    """Scores of the first images alone, and of each scorer's model."""
+    save_clip(tmp_path / "clip", tokenizer)
+    save_clip(tmp_path / "siglip", tokenizer, "Siglip")
+    models = ("--clip_model", tmp_path / "clip", "--multilingual_clip_model", tmp_path / "siglip",
+              "--cmmd_model", tmp_path / "clip")  # fmt: skip
+    asked = ("--metrics", "clip_score", "clip_score_multilingual", "cmmd", "--prompts_file", prompts_file)
+    code, _ = run("--samples", batch[0], "--reference", batch[1], "--output_dir", tmp_path / "out", *asked, *models)
+    assert code == 0
+    rows = {row["metric"]: row for row in rows_in(tmp_path / "out")}
+    assert [row["num_samples"] for row in rows.values()] == [3, 3, 4]
+    assert [row["weights"].split(" ")[0] for row in rows.values()] == ["clip", "siglip", "clip"]
+    assert rows["clip_score"]["cut_prompts"] == 0 and "reference" not in rows["clip_score"]
+    assert rows["cmmd"]["value"] == pytest.approx(0, abs=1e-4), "the same images"
+    code, _ = run("--samples", batch[0], "--output_dir", tmp_path / "out", *asked[:2], "--num_prompts", 2, *asked[4:],
+                  *models)  # fmt: skip
+    assert code == 0
+    assert [row["num_samples"] for row in rows_in(tmp_path / "out")] == [3, 3, 4, 2]
+
+
+def test_two_processes_go_on_where_one_stopped(run, pipeline_dir, prompts_file, tmp_path, inception_weights):
+    """From what a stopped run leaves, two processes make what one alone makes."""
+    command = [str(SCRIPT), "--model", pipeline_dir, "--prompts_file", prompts_file, "--num_samples", 3, "--steps", 2,
+               "--batch_size", 1, "--metrics", "is",
+               "--inception_weights", inception_weights, "--device", "cpu"]  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+
+    def start(output, *launcher):
+        line = [sys.executable, *launcher, *map(str, command), "--output_dir", str(output)]
+        return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300)
+
+    assert run(*command[1:], "--output_dir", tmp_path / "alone")[0] == 0
+    for name in ("samples/samples.json", "samples/000001.png"):
+        target = tmp_path / "both" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((tmp_path / "alone" / name).read_bytes())
+    (tmp_path / "both/samples/000000.9.tmp").write_bytes(b"half of an image")
+    both = start(tmp_path / "both", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    assert both.returncode == 0, both.stderr
+    for number in range(3):
+        name = f"samples/{number:06d}.png"
+        assert (tmp_path / "both" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+    one, two = rows_in(tmp_path / "alone"), rows_in(tmp_path / "both")
+    assert [row["processes"] for row in one + two] == [1, 2]
+    assert [row["value"] for row in one] == [row["value"] for row in two]
+
+
+def test_what_is_refused(run, batch, prompts_file, pipeline_dir, tmp_path):
+    folder, npz = batch
+    where = ("--output_dir", tmp_path / "out")
+    code, _ = run("--samples", folder, "--metrics", "fid", *where)
+    assert code == "error: fid must have a reference to compare with (--reference), got none."
+    code, _ = run("--samples", folder, "--metrics", "speed", *where)
+    assert code.startswith("error: `metrics` must be of fid, sfid, ") and code.endswith("got 'speed'.")
+    code, _ = run("--samples", folder, "--metrics", "is", "--protocol", "cifar10", "--steps", 50, *where)
+    for wrong in (
+        "samples must be 10000, got 4",
+        "size of samples must be (32, 32), got (8, 8)",
+        "sampler must be DDPMScheduler, got None",
+        "steps must be 250, got 50",
+    ):
+        assert wrong in code
+    made = ("--model", pipeline_dir, "--prompts_file", prompts_file, "--protocol", "cifar10", *where)
+    code, _ = run(*made, "--reference", npz, "--metrics", "fid", "clip_score", "--num_prompts", 2)
+    for wrong in (
+        "size of the reference must be (32, 32), got (8, 8)",
+        "reference images must be 50000, got 4",
+        "prompts of the CLIP score must be 1000, got 2",
+    ):
+        assert wrong in code
+    code, _ = run(*made, "--metrics", "is", "--scheduler", "ddim", "--steps", 250)
+    assert "cifar10: sampler must be DDPMScheduler, got DDIMScheduler. The reference is CIFAR-10's" in code
+    code, _ = run("--samples", folder, "--metrics", "clip_score", *where)
+    assert code == "error: clip_score must have the prompts of the images (--prompts_file), got none."
+    code, _ = run("--model", pipeline_dir, "--prompts_file", prompts_file, "--num_samples", 1, "--steps", 1,
+                  "--metrics", "is", "clip_score", "--clip_model", "nobody/nothing", *where)  # fmt: skip
+    assert code.startswith("error: nobody/nothing is neither a folder")
+    assert not (tmp_path / "out").exists()
+    made = ("--model", pipeline_dir, "--prompts_file", prompts_file, "--num_samples", 1, "--metrics", "is", *where)
+    assert run(*made, "--steps", 1)[0] == 0
+    code, _ = run(*made, "--steps", 2)
+    assert "holds samples of other settings (num_inference_steps); choose another --output_dir" in code
