@@ -55,6 +55,12 @@ def test_rates_per_channel_have_products_that_grow():
     assert torch.linalg.eigvals(pairs).abs().max() > 1.1
 
 
+def test_doubled_rate_reaches_two():
+    zero = torch.zeros(1, HEAD_DIM, dtype=torch.float64)
+    assert (doubled_rate(zero, zero + 0.992) == 2).all()
+    assert (doubled_rate(zero, zero + 0.5) == 1.01).all()
+
+
 def test_doubled_rate_swaps_two_directions():
     kappa = torch.zeros(1, HEAD_DIM, dtype=torch.float64)
     kappa[0, 0], kappa[0, 3] = 0.5**0.5, -(0.5**0.5)
