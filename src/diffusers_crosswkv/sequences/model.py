@@ -29,6 +29,9 @@ class SequenceConfig:
         start: what stands before the first token, so that there is something to follow: a learned `state` per layer,
             a learned `token`, or `nothing`. Softmax has no state: it gets the token.
         output_norm: whether `wkv7` and `diagonal` normalise what they read, per head.
+        updates: how often a token is written into the state, as in DeltaProduct (arXiv:2502.10297): it is embedded as
+            so many in a row, and the logits are those behind the last. One update swaps two directions; a permutation
+            of five may need four.
     """
 
     vocabulary: int
@@ -40,13 +43,14 @@ class SequenceConfig:
     rate_limit: int = 1
     start: str = "state"
     output_norm: bool = True
+    updates: int = 1
 
     def __post_init__(self) -> None:
         for name, choices in (("mixer", MIXERS), ("start", STARTS), ("rate_limit", (1, 2))):
             if getattr(self, name) not in choices:
                 allowed = ", ".join(map(str, choices))
                 raise ValueError(f"`{name}` must be one of {allowed}, got {getattr(self, name)!r}.")
-        for name in ("vocabulary", "classes", "width", "head_dim", "layers"):
+        for name in ("vocabulary", "classes", "width", "head_dim", "layers", "updates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if self.width % self.head_dim:
@@ -99,7 +103,8 @@ class SequenceModel(nn.Module):
     def __init__(self, config: SequenceConfig):
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocabulary + config.starts_with_token, config.width)
+        self.embedding = nn.Embedding(config.vocabulary, config.updates * config.width)
+        self.start = nn.Parameter(torch.randn(config.width)) if config.starts_with_token else None
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.layers)])
         self.norm = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, config.classes)
@@ -108,23 +113,26 @@ class SequenceModel(nn.Module):
         x = self.embed(tokens)
         for block in self.blocks:
             x = block(x)
-        return self.head(self.norm(x[:, self.config.starts_with_token :]))
+        return self.head(self.norm(self.behind_tokens(x)))
 
     @torch.no_grad()
     def trace(self, tokens: torch.Tensor) -> Trace:
-        """All that the model holds at each of the tokens `[B, T]`; the start token is left out."""
-        x, first = self.embed(tokens), int(self.config.starts_with_token)
-        hidden, states = [x[:, first:]], []
+        """All that the model holds behind each of the tokens `[B, T]`; the start token is left out."""
+        x = self.embed(tokens)
+        hidden, states = [self.behind_tokens(x)], []
         for block in self.blocks:
             assert isinstance(block, Block)
             if isinstance(block.mixer, WKV7Mixer):
-                states.append(block.mixer.states(block.norm(x))[:, first:])
+                states.append(self.behind_tokens(block.mixer.states(block.norm(x))))
             x = block(x)
-            hidden.append(x[:, first:])
+            hidden.append(self.behind_tokens(x))
         return Trace(hidden, states)
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """`[B, T]` to `[B, T, D]`, or `[B, 1 + T, D]` with a start token."""
-        if self.config.starts_with_token:
-            tokens = nn.functional.pad(tokens, (1, 0), value=self.config.vocabulary)
-        return self.embedding(tokens)
+        """`[B, T]` to `[B, N T, D]` with N updates per token, or `[B, 1 + N T, D]` with a start token."""
+        x = self.embedding(tokens).unflatten(-1, (self.config.updates, -1)).flatten(1, 2)
+        return x if self.start is None else torch.cat((self.start.expand(len(x), 1, -1), x), dim=1)
+
+    def behind_tokens(self, x: torch.Tensor) -> torch.Tensor:
+        """What stands behind the last update of each token: `[B, N T, ...]`, start or not, to `[B, T, ...]`."""
+        return x[:, self.config.starts_with_token + self.config.updates - 1 :: self.config.updates]

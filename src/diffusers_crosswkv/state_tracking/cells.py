@@ -20,6 +20,7 @@ Options = dict[str, Any]
 
 ARMS: dict[str, Options] = {
     "wkv7, rate to 2": {"mixer": "wkv7", "rate_limit": 2},
+    "wkv7, rate to 2, 4 updates": {"mixer": "wkv7", "rate_limit": 2, "updates": 4},
     "wkv7, rate to 1": {"mixer": "wkv7", "rate_limit": 1},
     "diagonal": {"mixer": "diagonal"},
     "softmax": {"mixer": "softmax"},

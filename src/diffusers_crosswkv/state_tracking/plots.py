@@ -8,7 +8,7 @@ from .automata import TASKS, TITLES
 from .cells import ARMS, LENGTHS, Row
 from .words import TRAINED_LENGTH
 
-COLORS = dict(zip(ARMS, ("#00798c", "#edae49", "#7b5ea7", "#d1495b"), strict=True))
+COLORS = dict(zip(ARMS, ("#00798c", "#2b9348", "#edae49", "#7b5ea7", "#d1495b"), strict=True))
 DASHES = {1: "-", 2: "--", 4: ":"}  # by layers
 COLUMNS = 3
 

@@ -45,8 +45,8 @@ def grouped(rows: Iterable[Row]) -> Groups:
     return {key: groups[key] for key in wanted if key in groups}
 
 
-def mean(rows: Sequence[Row], figure: str, length: int) -> float:
-    return sum(row[figure][str(length)] for row in rows) / len(rows)
+def shown(shares: Mapping[str, float], length: int) -> str:
+    return percent(shares[str(length)]) if str(length) in shares else NOT_RUN
 
 
 def percent(share: float) -> str:
@@ -88,16 +88,13 @@ def section(task: str, groups: Groups) -> str:
     for (name, arm, layers), rows in groups.items():
         if name != task:
             continue
-        shown = [n for n in SHOWN if str(n) in rows[0]["accuracy"]]
-        cells = [" / ".join(percent(row["accuracy"][str(n)]) for row in rows) for n in shown]
-        cells += [NOT_RUN] * (len(SHOWN) - len(shown))
-        last = " / ".join(percent(row["last"][str(shown[-1])]) for row in rows)
+        cells = [" / ".join(shown(row["accuracy"], n) for row in rows) for n in SHOWN]
+        last = " / ".join(shown(row["last"], SHOWN[-1]) for row in rows)
         minutes = sum(row["seconds"] for row in rows) / len(rows) / 60
         lines.append([arm, str(layers), *cells, last, f"{rows[0]['parameters']:,}", f"{minutes:.1f}"])
-    heads = [f"{n}" for n in SHOWN]
-    header = ("arm", "layers", *heads, "last token", "parameters", "minutes")
-    chance = f"{TASKS[task].vocabulary} tokens, {TASKS[task].classes} classes."
-    return f"## {TITLES[task]}\n\n{chance} {NOTES.get(task, '')}\n\n{markdown(header, lines)}".replace(" \n", "\n")
+    header = ("arm", "layers", *map(str, SHOWN), f"token {SHOWN[-1]}", "parameters", "minutes")
+    sizes = f"{TASKS[task].vocabulary} tokens, {TASKS[task].classes} classes."
+    return f"## {TITLES[task]}\n\n{sizes} {NOTES.get(task, '')}\n\n{markdown(header, lines)}".replace(" \n", "\n")
 
 
 def why(groups: Groups) -> str:
@@ -176,9 +173,10 @@ This page is written by `{command}` from `rows.jsonl` beside it; no figure is ty
   training.
 - **wkv7** is RWKV-7's layer with this package's scan, one update of the state per token. Its in-context rate goes to
   1, as in RWKV-7, or to 2, one rate per head, at most `1 + min(exp(w))`, so that no product of transitions can grow.
+  **4 updates**: every token is written four times in a row, each time with a key of its own (DeltaProduct).
   **diagonal** is the same layer without the delta rule: a state that decays per channel. **softmax** is causal
   attention, half of its heads with ALiBi. All have the same blocks: norm, mixer, norm, MLP. The state before the first
   token is learned; softmax has a learned first token in its place.
-- Percentages of right tokens among the first L, every seed between slashes. **last token** is of the last token alone,
-  at the longest length.
+- Percentages of right tokens among the first 16, 32, ... of a word, one figure per seed. **token 256** is of that
+  token alone. **minutes**: of one training and its test.
 - {trainings}. No weight decay, no curriculum, the last weights, no seed left out."""
