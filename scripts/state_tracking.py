@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from diffusers_crosswkv.state_tracking.automata import TASKS
-from diffusers_crosswkv.state_tracking.cells import ARMS, QUICK, Setup
+from diffusers_crosswkv.state_tracking.cells import ARMS, QUICK, setup_of
 from diffusers_crosswkv.state_tracking.report import write_report
 from diffusers_crosswkv.state_tracking.suite import LAYERS, ROWS, SEEDS, cells_of, run_suite
 
@@ -36,7 +36,7 @@ def main() -> int:
     cells = cells_of(arguments.tasks, arguments.arms, arguments.layers, arguments.seeds)
     try:
         if not arguments.report_only:
-            run_suite(folder / ROWS, cells, QUICK if arguments.quick else Setup(), arguments.jobs)
+            run_suite(folder / ROWS, cells, arguments.jobs, (lambda _: QUICK) if arguments.quick else setup_of)
         print(write_report(folder))
     except KeyboardInterrupt:
         print("Stopped. Run the same command to go on.")

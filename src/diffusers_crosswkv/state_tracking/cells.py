@@ -26,6 +26,7 @@ ARMS: dict[str, Options] = {
     "softmax": {"mixer": "softmax"},
 }
 LENGTHS = (4, 8, 16, 32, 64, 128, 256)
+CURRICULUM = (0.3, 0.7)  # of the steps
 TEST_SEED = 1_000_003  # no training has it
 
 
@@ -42,6 +43,7 @@ class Setup:
     longest: int = LENGTHS[-1]
 
 
+PERMUTATIONS = ("s5", "a5")  # any permutation is a token
 QUICK = Setup(steps=2, batch_size=8, test_words=8, longest=32)
 
 
@@ -56,6 +58,10 @@ class Cell:
 
     def __str__(self) -> str:
         return f"{self.task}, {self.arm}, {self.layers} layer{'s' * (self.layers > 1)}, seed {self.seed}"
+
+
+def setup_of(cell: Cell) -> Setup:
+    return Setup(steps=1500) if cell.task in PERMUTATIONS else Setup()
 
 
 def run_cell(cell: Cell, setup: Setup, progress: bool = True) -> Row:
@@ -102,7 +108,8 @@ def train(model: SequenceModel, automaton: Automaton, cell: Cell, setup: Setup, 
     losses = []
 
     def loss_of_step(step: int) -> torch.Tensor:
-        tokens, labels = draw(automaton, setup.batch_size, TRAINED_LENGTH, generator, held_out=False)
+        share = share_of_all_tokens(step / setup.steps)
+        tokens, labels = draw(automaton, setup.batch_size, TRAINED_LENGTH, generator, held_out=False, share=share)
         loss = F.cross_entropy(model(tokens).flatten(0, 1), labels.flatten())
         if not torch.isfinite(loss):
             raise FloatingPointError(f"The loss of {cell} is {loss.item()} at step {step}.")
@@ -112,6 +119,12 @@ def train(model: SequenceModel, automaton: Automaton, cell: Cell, setup: Setup, 
     fit(model, loss_of_step, setup.steps, setup.learning_rate, str(cell), progress)
     tail = losses[-max(setup.steps // 20, 1) :]
     return sum(tail) / len(tail)
+
+
+def share_of_all_tokens(progress: float) -> float:
+    """The curriculum of S5 and A5: generators alone, then more and more tokens of any kind, then all."""
+    begin, end = CURRICULUM
+    return min(max((progress - begin) / (end - begin), 0), 1)
 
 
 @torch.inference_mode()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..evaluation.tables import NOT_RUN, markdown
 from .automata import TASKS, TITLES
-from .cells import ARMS, Row
+from .cells import ARMS, CURRICULUM, Row
 from .plots import accuracy_curves
 from .suite import LAYERS, ROWS, cell_of, cells_of, read_rows
 from .words import HELD_OUT, TRAINED_LENGTH
@@ -152,7 +152,10 @@ def introduction(rows: Sequence[Row]) -> str:
         f"{s['test_words']} words, width {s['width']}, heads of {s['head_dim']}"
         for s in map(dict, sorted(setups))
     )
-    return INTRODUCTION.format(command=COMMAND, trained=TRAINED_LENGTH, held_out=HELD_OUT, trainings=trainings)
+    begin, end = CURRICULUM
+    return INTRODUCTION.format(
+        command=COMMAND, trained=TRAINED_LENGTH, held_out=HELD_OUT, trainings=trainings, begin=begin, end=end
+    )
 
 
 NOTES = {
@@ -179,4 +182,7 @@ This page is written by `{command}` from `rows.jsonl` beside it; no figure is ty
   token is learned; softmax has a learned first token in its place.
 - Percentages of right tokens among the first 16, 32, ... of a word, one figure per seed. **token 256** is of that
   token alone. **minutes**: of one training and its test.
-- {trainings}. No weight decay, no curriculum, the last weights, no seed left out."""
+- {trainings}. No weight decay, the last weights, no seed left out.
+- S5 by all 120 elements and A5 have a curriculum, the same for all arms: up to {begin:.0%} of the steps the words hold
+  generators alone (swaps; cycles of three), from {end:.0%} on any element, in between a growing share. Tests
+  hold any element."""

@@ -3,9 +3,8 @@
 import dataclasses
 import json
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,12 +12,11 @@ from tqdm.auto import tqdm
 
 from ..files import write_whole
 from .automata import TASKS
-from .cells import ARMS, Cell, Row, Setup, run_cell
+from .cells import ARMS, PERMUTATIONS, Cell, Row, Setup, run_cell, setup_of
 
 LAYERS = (1, 2, 4)
 SEEDS = (0, 1, 2)
 ROWS = "rows.jsonl"
-PERMUTATIONS = ("s5", "a5")
 
 
 def cells_of(
@@ -35,7 +33,9 @@ def cells_of(
     return [cell for cell in cells if cell.task in PERMUTATIONS or "updates" not in ARMS[cell.arm]]
 
 
-def run_suite(path: Path, cells: Sequence[Cell], setup: Setup, jobs: int = 1) -> list[Row]:
+def run_suite(
+    path: Path, cells: Sequence[Cell], jobs: int = 1, setup_of: Callable[[Cell], Setup] = setup_of
+) -> list[Row]:
     """Run the cells that have no row in `path` yet, `jobs` at a time, one CPU thread each; returns all rows of `path`.
 
     Every finished cell is written at once: an interrupted run loses the trainings under way, and goes on with them.
@@ -47,24 +47,24 @@ def run_suite(path: Path, cells: Sequence[Cell], setup: Setup, jobs: int = 1) ->
     if jobs < 1:
         raise ValueError(f"`jobs` must be at least 1, got {jobs}.")
     rows = read_rows(path)
-    missing = [cell for cell in cells if not is_done(rows, cell, setup)]
+    missing = [(cell, setup_of(cell)) for cell in cells if not is_done(rows, cell, setup_of(cell))]
     with tqdm(total=len(cells), initial=len(cells) - len(missing), desc="trainings", unit="training") as bar:
-        for row in finished(missing, setup, jobs):
+        for row in finished(missing, jobs):
             rows = put(path, row)
             bar.update()
     return rows
 
 
-def finished(cells: Sequence[Cell], setup: Setup, jobs: int) -> Iterator[Row]:
+def finished(cells: Sequence[tuple[Cell, Setup]], jobs: int) -> Iterator[Row]:
     """The rows of the cells, as they come."""
     if jobs == 1:
-        yield from (run_cell(cell, setup) for cell in cells)
+        yield from (run_cell(cell, setup) for cell, setup in cells)
         return
     context = multiprocessing.get_context("spawn")  # a fork would copy locks of torch's threads
     with ProcessPoolExecutor(jobs, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
-            run = partial(run_cell, setup=setup, progress=False)
-            yield from (done.result() for done in as_completed([pool.submit(run, cell) for cell in cells]))
+            waiting = [pool.submit(run_cell, cell, setup, progress=False) for cell, setup in cells]
+            yield from (done.result() for done in as_completed(waiting))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

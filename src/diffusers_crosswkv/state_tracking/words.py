@@ -18,11 +18,18 @@ def is_held_out(words: torch.Tensor) -> torch.Tensor:
 
 
 def draw(
-    automaton: Automaton, count: int, length: int, generator: torch.Generator, *, held_out: bool
+    automaton: Automaton, count: int, length: int, generator: torch.Generator, *, held_out: bool, share: float = 1
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`count` words `[count, length]` and their labels, all for tests or all for training."""
+    """`count` words `[count, length]` and their labels, all for tests or all for training.
+
+    `share` of the tokens are any of the automaton's; the others are among its generators, if it has some.
+    """
     words = torch.empty(0, length, dtype=torch.long)
     while len(words) < count:
         drawn = automaton.sample(count, length, generator)
+        if automaton.generators and share < 1:
+            chosen = torch.randint(len(automaton.generators), drawn.shape, generator=generator)
+            is_any = torch.rand(drawn.shape, generator=generator) < share
+            drawn = torch.where(is_any, drawn, torch.tensor(automaton.generators)[chosen])
         words = torch.cat((words, drawn[is_held_out(drawn) == held_out]))
     return words[:count], automaton.label(words[:count])

@@ -55,10 +55,11 @@ def test_rates_per_channel_have_products_that_grow():
     assert torch.linalg.eigvals(pairs).abs().max() > 1.1
 
 
-def test_doubled_rate_reaches_two():
+def test_doubled_rate_reaches_both_ends():
     zero = torch.zeros(1, HEAD_DIM, dtype=torch.float64)
-    assert (doubled_rate(zero, zero + 0.992) == 2).all()
-    assert (doubled_rate(zero, zero + 0.5) == 1.01).all()
+    rates = [doubled_rate(zero, zero + a)[0, 0].item() for a in (0, 0.04, 0.25, 0.5, 0.75, 0.96, 1)]
+    assert rates == pytest.approx([0, 0, 0.45, 1, 1.55, 2, 2], abs=1e-12)
+    assert rates[1] == 0 and rates[-2] == 2
 
 
 def test_doubled_rate_swaps_two_directions():

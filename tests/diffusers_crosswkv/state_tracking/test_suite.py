@@ -11,6 +11,10 @@ from diffusers_crosswkv.state_tracking.suite import cells_of, put, read_rows, ru
 PARITY = cells_of(tasks=["parity"], arms=["softmax"], layers=[1])
 
 
+def quick(cell):
+    return QUICK
+
+
 def row_of(cell, setup=QUICK, **figures):
     accuracy = dict.fromkeys(("16", "256"), 1.0)
     about = {"date": "2026-01-01", "commit": "abc", "processor": "a CPU", "cores": 2, "threads": 1, "torch": "2"}
@@ -36,10 +40,10 @@ def test_an_interrupted_suite_goes_on(monkeypatch, tmp_path):
 
     monkeypatch.setattr(suite, "run_cell", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run_suite(tmp_path / "rows.jsonl", PARITY, QUICK)
+        run_suite(tmp_path / "rows.jsonl", PARITY, setup_of=quick)
     assert len(read_rows(tmp_path / "rows.jsonl")) == 1
     monkeypatch.setattr(suite, "run_cell", lambda cell, setup: ran.append(cell) or row_of(cell, setup))
-    assert len(run_suite(tmp_path / "rows.jsonl", PARITY, QUICK)) == 3
+    assert len(run_suite(tmp_path / "rows.jsonl", PARITY, setup_of=quick)) == 3
     assert ran == PARITY
 
 
@@ -48,7 +52,7 @@ def test_another_setup_runs_again_and_takes_the_place(tmp_path):
     for cell in PARITY:
         put(path, row_of(cell))
     other = dataclasses.replace(QUICK, steps=3)
-    rows = run_suite(path, PARITY[1:2], other)
+    rows = run_suite(path, PARITY[1:2], setup_of=lambda _: other)
     assert len(rows) == 3
     assert [row["setup"]["steps"] for row in rows if row["seed"] == 1] == [3]
 
@@ -56,7 +60,7 @@ def test_another_setup_runs_again_and_takes_the_place(tmp_path):
 @pytest.mark.full  # two processes that import torch
 def test_two_at_a_time_make_the_same_rows(tmp_path):
     cells = PARITY[:2]
-    alone, together = (run_suite(tmp_path / f"{jobs}.jsonl", cells, QUICK, jobs) for jobs in (1, 2))
+    alone, together = (run_suite(tmp_path / f"{jobs}.jsonl", cells, jobs, quick) for jobs in (1, 2))
     figures = [{row["seed"]: (row["loss"], row["accuracy"]) for row in rows} for rows in (alone, together)]
     assert figures[0] == figures[1]
 

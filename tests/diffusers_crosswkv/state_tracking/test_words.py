@@ -28,3 +28,25 @@ def test_words_follow_from_the_seed_and_have_their_labels():
     assert not torch.equal(first[0], other[0])
     assert first[0].shape == first[1].shape == (400, 30)
     assert torch.equal(first[1], TASKS["s5_swaps"].label(first[0]))
+
+
+@pytest.mark.parametrize(("name", "number"), [("s5", 10), ("a5", 20)])
+def test_training_begins_with_generators(name, number):
+    automaton = TASKS[name]
+    assert len(automaton.generators) == number
+    reached = {0}
+    while True:
+        more = reached | {int(automaton.transitions[state, g]) for state in reached for g in automaton.generators}
+        if more == reached:
+            break
+        reached = more
+    assert len(reached) == automaton.classes  # they do generate the group
+    generator, generators = torch.Generator().manual_seed(1), torch.tensor(automaton.generators)
+    shares = []
+    for share in (0, 0.5, 1):
+        words, labels = draw(automaton, 300, 16, generator, held_out=False, share=share)
+        assert torch.equal(labels, automaton.label(words))
+        shares.append(torch.isin(words, generators).double().mean().item())
+    assert shares[0] == 1
+    assert shares[1] == pytest.approx(0.5 + 0.5 * number / automaton.vocabulary, abs=0.04)
+    assert shares[2] == pytest.approx(number / automaton.vocabulary, abs=0.03)
