@@ -7,13 +7,16 @@ PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-ch
 GPU_PYTHON ?= python3
 GPU_RUN = PYTHONPATH=src:kernels:$$PYTHONPATH TRANSFORMERS_VERBOSITY=error $(GPU_PYTHON)
 
-.PHONY: quickstart alignment judge kernel-bench length-bench train-bench state-tracking app diffusers-tests gpu-bench gpu-test test test-full lint clean
+.PHONY: quickstart alignment robustness judge kernel-bench length-bench train-bench state-tracking app diffusers-tests gpu-bench gpu-test test test-full lint clean
 
 quickstart: $(VENV)/.installed-quickstart
 	TRANSFORMERS_VERBOSITY=error $(VENV)/bin/python scripts/quickstart.py $(ARGS)
 
 alignment: $(VENV)/.installed-benchmarks
 	TRANSFORMERS_VERBOSITY=error $(VENV)/bin/python scripts/run_alignment.py $(ARGS)
+
+robustness: $(VENV)/.installed-benchmarks
+	TRANSFORMERS_VERBOSITY=error $(VENV)/bin/python scripts/robustness.py --report-dir benchmarks/robustness $(ARGS)
 
 judge: $(VENV)/.installed-benchmarks
 	TRANSFORMERS_VERBOSITY=error $(VENV)/bin/python scripts/measure_judge.py $(ARGS)

@@ -28,6 +28,7 @@ FLOORS = {
     "state_tracking": 4,
     "quickstart": 5,
     "finetuning": 5,
+    "robustness": 6,
     "registration": 4,
 }
 

@@ -1,6 +1,6 @@
 """Pictures from captions, with a U-Net of either kind; what a pipeline does, for patched pixels."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -33,19 +33,39 @@ def draw(models: Models, captions: Sequence[str], preset: Preset, seed: int, rea
 
     A model that has never seen a caption (`reads_text=False`) gets none, and no guidance.
     """
-    scheduler = DPMSolverMultistepScheduler(**NOISE_SCHEDULE, thresholding=True, sample_max_value=1.0)
-    scheduler.set_timesteps(preset.sampling_steps)
-    side = preset.resolution // preset.patch
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(len(captions), 3 * preset.patch**2, side, side, generator=generator).to(models.unet.device)
-    text = read_texts(models, [*(captions if reads_text else ()), *[""] * len(captions)])
+    guidance_scale = preset.guidance_scale if reads_text else None
+    x = denoise(models, captions, NOISE_SCHEDULE, preset.sampling_steps, guidance_scale, seed)
+    return F.pixel_shuffle(x, preset.patch)
+
+
+@torch.no_grad()
+def denoise(
+    models: Models,
+    captions: Sequence[str],
+    noise_schedule: Mapping[str, str],
+    sampling_steps: int,
+    guidance_scale: float | None,
+    seed: int,
+    after_step: Callable[[], None] = lambda: None,
+) -> torch.Tensor:
+    """One sample `[C, height, width]` in [-1, 1] per caption by DPM-Solver++, on the CPU; noise from the seed.
+
+    Without a guidance scale no caption is read.
+    """
+    scheduler = DPMSolverMultistepScheduler(**noise_schedule, thresholding=True, sample_max_value=1.0)
+    scheduler.set_timesteps(sampling_steps)
+    config, generator = models.unet.config, torch.Generator().manual_seed(seed)
+    shape = (len(captions), config.in_channels, config.sample_size, config.sample_size)
+    x = torch.randn(shape, generator=generator).to(models.unet.device)
+    text = read_texts(models, [*(captions if guidance_scale is not None else ()), *[""] * len(captions)])
     for t in scheduler.timesteps:
-        prediction = models.unet(torch.cat([x, x]) if reads_text else x, t, **text).sample
-        if reads_text:
+        prediction = models.unet(x if guidance_scale is None else torch.cat([x, x]), t, **text).sample
+        if guidance_scale is not None:
             prompted, unprompted = prediction.chunk(2)
-            prediction = unprompted + preset.guidance_scale * (prompted - unprompted)
+            prediction = unprompted + guidance_scale * (prompted - unprompted)
         x = scheduler.step(prediction, t, x).prev_sample
-    return F.pixel_shuffle(x, preset.patch).clamp(-1, 1).cpu()
+        after_step()
+    return x.clamp(-1, 1).cpu()
 
 
 def read_texts(models: Models, captions: Sequence[str]) -> dict[str, object]:

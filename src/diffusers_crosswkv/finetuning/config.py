@@ -136,6 +136,8 @@ class RecordSettings:
             loss.png are written in any case.
         run_name: of the run in its tracker; the output folder's name if not given.
         log_every: steps between two lines of metrics.jsonl and entries in the trackers.
+        log_states_every: steps between two looks at the size and rank of all layers' states, which go to states.jsonl
+            and the trackers; never if not given. One look costs a forward pass of the validation prompts.
         cache_latents: keep the VAE's latents and the text encoder's embeddings on disk (in `cache_dir`), for the next
             epoch and the next run; if not given, unless there is no end to them: random crops, streams.
     """
@@ -143,12 +145,14 @@ class RecordSettings:
     report_to: tuple[str, ...] = ("tensorboard",)
     run_name: str | None = None
     log_every: int = 1
+    log_states_every: int | None = None
     cache_latents: bool | None = None
 
     def check(self) -> None:
         """Raises ValueError for a number below 1, and `none` beside others."""
-        if self.log_every < 1:
-            raise ValueError(f"`log_every` must be at least 1, got {self.log_every}.")
+        for name in ("log_every", "log_states_every"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if NO_TRACKER in self.report_to and len(self.report_to) > 1:
             raise ValueError(f"`report_to` must be trackers or {NO_TRACKER} alone, got {', '.join(self.report_to)}.")
 

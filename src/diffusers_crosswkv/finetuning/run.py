@@ -1,6 +1,7 @@
 """A training from its settings to a saved and published result."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -20,6 +21,7 @@ from .preparation import Prepared, describe_start, prepare
 from .records import LOGS_DIR, METRICS_FILE, MetricsFile, Records, Trackers, check_trackers, read_metrics
 from .report import FinetuningReport, Skipped
 from .results import save_result
+from .state_log import STATES_FILE, StateLog
 from .validation import Validation, latest_picture
 
 SETTINGS_FILE = "finetuning.json"
@@ -76,18 +78,21 @@ def finetune(config: FinetuningConfig, progress: bool = True) -> FinetuningRepor
     records = make_records(config)
     prompts, folder = config.validation.prompts(), Path(config.training.output_dir)
     validation = Validation(prepared.start, config.validation, prompts, prepared.data.holdout, records, folder)
+    states = make_state_log(config, prompts, records)
     try:
         trained = train(
             config.training,
             prepared.start.models,
             prepared.data,
-            callbacks=(records, validation),
+            callbacks=(records, validation, *states),
             progress=progress,
             caches=prepared.caches,
             accelerator=accelerator,
         )
     finally:
         records.close()
+        for log in states:
+            log.close()
     skipped = skipped_by_all([*prepared.data.findings(), *trained.tally.reasons.items(), *validation.broken])
     if not accelerator.is_main_process:
         return None
@@ -151,6 +156,13 @@ def make_records(config: FinetuningConfig) -> Records:
     folder = Path(config.training.output_dir)
     trackers = Trackers(config.records.trackers, config.records.run_name or folder.name, folder / LOGS_DIR)
     return Records(MetricsFile(folder / METRICS_FILE), trackers, flat_settings(config), config.records.log_every)
+
+
+def make_state_log(config: FinetuningConfig, prompts: Sequence[str], records: Records) -> list[StateLog]:
+    """One if it was asked for."""
+    every = config.records.log_states_every
+    file = MetricsFile(Path(config.training.output_dir) / STATES_FILE)
+    return [] if every is None else [StateLog(file, prompts or ("",), every, records.trackers)]
 
 
 def finish(

@@ -4,6 +4,7 @@
 `state_writer.py` translate between the single letters of the equations, used by the kernels, and the modules' words.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
@@ -100,6 +101,7 @@ class CrossWKV(nn.Module):
     to_k: nn.Module
     to_v: nn.Module
     to_out: nn.ModuleList
+    state_observer: Callable[[torch.Tensor], None] | None = None  # see `observe_states`
 
     def __init__(
         self,
@@ -237,6 +239,8 @@ class CrossWKV(nn.Module):
 
         Nothing here depends on a token's neighbours: permuting the image tokens permutes the result.
         """
+        if self.state_observer is not None:
+            self.state_observer(state)
         receptance = self.receptance(projections, hidden_states)
         return self.norm(receptance, state, self.gate_lora(hidden_states))
 
@@ -287,7 +291,11 @@ class CrossWKV(nn.Module):
         value = to_v(x_v)
         first_value = None if first_value is None else first_value[:, :rows]
         write = self.image_writer(to_k(x_k), value, x_w, x_v, x_a, first_value)
-        output, _ = wkv7(receptance, *write, initial_state=initial_state)
+        observer = self.state_observer
+        output, state = wkv7(receptance, *write, initial_state=initial_state, output_final_state=observer is not None)
+        if observer is not None:
+            assert state is not None
+            observer(state)
         return self.norm(output, receptance, write.k, write.v, self.gate_lora(x_g)), value
 
 
