@@ -82,7 +82,7 @@ def run_cell(cell: Cell, setup: Setup, progress: bool = True) -> Row:
         "setup": dataclasses.asdict(setup),
         "parameters": sum(p.numel() for p in model.parameters()),
         "loss": significant(loss),
-        **test(model, automaton, setup),
+        **measure(model, automaton, setup),
         "seconds": round(seconds, 1),
         "processor": processor(),
         "commit": commit(),
@@ -128,7 +128,7 @@ def share_of_all_tokens(progress: float) -> float:
 
 
 @torch.inference_mode()
-def test(model: SequenceModel, automaton: Automaton, setup: Setup) -> Row:
+def measure(model: SequenceModel, automaton: Automaton, setup: Setup) -> Row:
     """Shares that are right at each length L: of all tokens up to the L-th, and of the L-th tokens alone."""
     generator = torch.Generator().manual_seed(TEST_SEED)
     tokens, labels = draw(automaton, setup.test_words, setup.longest, generator, held_out=True)

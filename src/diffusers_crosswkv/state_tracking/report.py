@@ -181,7 +181,7 @@ This page is written by `{command}` from `rows.jsonl` beside it; no figure is ty
   attention, half of its heads with ALiBi. All have the same blocks: norm, mixer, norm, MLP. The state before the first
   token is learned; softmax has a learned first token in its place.
 - Percentages of right tokens among the first 16, 32, ... of a word, one figure per seed. **token 256** is of that
-  token alone. **minutes**: of one training and its test.
+  token alone. **minutes**: of one training, beside other work.
 - {trainings}. No weight decay, the last weights, no seed left out.
 - S5 by all 120 elements and A5 have a curriculum, the same for all arms: up to {begin:.0%} of the steps the words hold
   generators alone (swaps; cycles of three), from {end:.0%} on any element, in between a growing share. Tests

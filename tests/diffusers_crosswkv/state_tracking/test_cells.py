@@ -28,7 +28,7 @@ class Knows(torch.nn.Module):
 
 
 def test_accuracy_counts_all_tokens_up_to_a_length_and_the_last_alone():
-    measured = cells.test(Knows(TASKS["s5_swaps"], until=24), TASKS["s5_swaps"], SMALL)
+    measured = cells.measure(Knows(TASKS["s5_swaps"], until=24), TASKS["s5_swaps"], SMALL)
     assert measured["accuracy"] == {"4": 1, "8": 1, "16": 1, "32": 0.75}
     assert measured["last"] == {"4": 1, "8": 1, "16": 1, "32": 0}
 
