@@ -7,7 +7,7 @@ PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-ch
 GPU_PYTHON ?= python3
 GPU_RUN = PYTHONPATH=src:kernels:$$PYTHONPATH TRANSFORMERS_VERBOSITY=error $(GPU_PYTHON)
 
-.PHONY: quickstart alignment judge kernel-bench length-bench train-bench app diffusers-tests gpu-bench gpu-test test test-full lint clean
+.PHONY: quickstart alignment judge kernel-bench length-bench train-bench pipeline-bench app diffusers-tests gpu-bench gpu-test test test-full lint clean
 
 quickstart: $(VENV)/.installed-quickstart
 	TRANSFORMERS_VERBOSITY=error $(VENV)/bin/python scripts/quickstart.py $(ARGS)
@@ -26,6 +26,9 @@ length-bench: $(VENV)/.installed-benchmarks
 
 train-bench: $(VENV)/.installed-benchmarks
 	TRANSFORMERS_VERBOSITY=error $(VENV)/bin/python scripts/benchmark_training.py --device cpu --threads 2 $(ARGS)
+
+pipeline-bench: $(VENV)/.installed-benchmarks
+	TRANSFORMERS_VERBOSITY=error $(VENV)/bin/python scripts/benchmark_pipeline.py --device cpu --threads 2 $(ARGS)
 
 # make app ARGS="a folder or Hub id": a page in the browser
 app: $(VENV)/.installed-app
