@@ -1,5 +1,7 @@
 import importlib.util
 import json
+import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -203,8 +205,12 @@ def test_a_process_of_its_own(pipelines, tmp_path):
     assert list(fresh.latents) == list(here.latents) and len(fresh.latents) == 64
     assert PEAK_OF_AN_IMPORT < fresh.imported < fresh.loaded < fresh.peak
     assert len(fresh.until_step) == 3 and 0 < fresh.until_step[0] < fresh.until_step[-1] < fresh.whole
-    with pytest.raises(RuntimeError, match=r"the process ended with 1: .*nowhere"):
-        in_fresh_process(replace(order, folder="nowhere"))
+
+
+def test_a_process_that_ends_early(monkeypatch):
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    with pytest.raises(RuntimeError, match="the process ended with 1: no message"):
+        in_fresh_process(Order("nowhere", "seven", True, False, 64, 3, "cpu", "float32", threads=1))
 
 
 def test_a_process_that_fails_has_a_row_that_says_so(tmp_path, monkeypatch):

@@ -113,6 +113,8 @@ class MemoryMeasurement:
         row: Row = {"implementation": side, "load_average": load_average()}
         if option.int8 and importlib.util.find_spec("torchao") is None:
             return row | {"not_run": "torchao is not installed", "because": "torchao"}
+        if option.dtype == "bfloat16" and torch.backends.cpu.get_cpu_capability() == "AVX2":
+            return row | {"not_run": "without AVX512 bfloat16 is emulated, many times slower", "because": "bfloat16"}
         try:
             if side not in plain:
                 plain[side] = self.drawn(Option(), side, folder)

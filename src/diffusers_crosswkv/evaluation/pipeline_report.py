@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import plots
-from .kernel_report import Results, load, machine, row_files
+from .kernel_report import Results, load, machine
 from .kernel_rows import Row
 from .pipeline_benchmark import DECODE, IMAGE, SCAN, STEP, TEXT
 from .pipeline_memory import KIND
@@ -39,12 +39,8 @@ class Image:
 
 
 def write_report(folder: Path) -> str:
-    """Write `README.md` and plots beside the rows; returns the page.
-
-    Raises:
-        FileNotFoundError: there are no rows.
-    """
-    paths = row_files(folder)
+    """Write `README.md` and plots beside the rows, `<device>.jsonl`; returns the page."""
+    paths = sorted(folder.glob("*.jsonl"))
     sections = [section(folder, name, results) for path in paths for name, results in load(path).items()]
     missing = [device for device in COMMANDS if device not in {path.stem for path in paths}]
     sections += [f"## {device}\n\n**{NOT_RUN}**. Command: `{COMMANDS[device]}`." for device in missing]
