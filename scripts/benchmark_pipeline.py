@@ -5,9 +5,9 @@ python scripts/benchmark_pipeline.py [--device cuda] [--quick]
 
 import sys
 
+from diffusers_crosswkv.efficiency.pipeline_benchmark import measure
+from diffusers_crosswkv.efficiency.pipeline_report import write_report
 from diffusers_crosswkv.evaluation.benchmark_command import benchmark_parser, run_benchmark
-from diffusers_crosswkv.evaluation.pipeline_benchmark import measure
-from diffusers_crosswkv.evaluation.pipeline_report import write_report
 
 
 def main() -> int:

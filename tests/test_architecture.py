@@ -24,6 +24,7 @@ FLOORS = {
     "generation": 4,
     "app": 5,
     "alignment": 4,
+    "efficiency": 4,
     "quickstart": 5,
     "finetuning": 5,
     "registration": 4,

@@ -11,13 +11,13 @@ from PIL import Image
 from running import run_script
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from diffusers_crosswkv.evaluation import pipeline_benchmark, pipeline_memory, pipeline_report
+from diffusers_crosswkv.efficiency import pipeline_benchmark, pipeline_memory, pipeline_report
+from diffusers_crosswkv.efficiency.pipeline_benchmark import DECODE, IMAGE, SCAN, STEP, TEXT, Measurement
+from diffusers_crosswkv.efficiency.pipeline_flops import FlopCount, count, papers_formula
+from diffusers_crosswkv.efficiency.pipeline_memory import MemoryMeasurement
+from diffusers_crosswkv.efficiency.pipeline_process import Order, draw, in_fresh_process
+from diffusers_crosswkv.efficiency.pipeline_sides import SIDES, STATE, Pipelines, letter_tokenizer, text_of_length
 from diffusers_crosswkv.evaluation.kernel_benchmark import BenchmarkConfig
-from diffusers_crosswkv.evaluation.pipeline_benchmark import DECODE, IMAGE, SCAN, STEP, TEXT, Measurement
-from diffusers_crosswkv.evaluation.pipeline_flops import FlopCount, count, papers_formula
-from diffusers_crosswkv.evaluation.pipeline_memory import MemoryMeasurement
-from diffusers_crosswkv.evaluation.pipeline_process import Order, draw, in_fresh_process
-from diffusers_crosswkv.evaluation.pipeline_sides import SIDES, STATE, Pipelines, letter_tokenizer, text_of_length
 from diffusers_crosswkv.evaluation.prompt_length import SOFTMAX
 
 SCRIPT = Path(__file__).parents[2] / "scripts/benchmark_pipeline.py"

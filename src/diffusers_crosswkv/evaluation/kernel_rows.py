@@ -28,7 +28,7 @@ MEASURED_BY = ("fla_convention", "kernel_cases", "kernel_timing", "layer_sides",
 
 
 def about(device: torch.device, dtype: torch.dtype, measured_by: Iterable[str] = MEASURED_BY) -> Row:
-    """What every row of a run says: where, when, and with which versions; `measured_by` names modules beside this."""
+    """What every row of a run says: where, when, and with which versions; `measured_by` are modules, from here."""
     return {
         **environment(device),
         "processor": processor(),
@@ -69,7 +69,7 @@ def code_version(measured_by: Iterable[str] = MEASURED_BY) -> str:
     """A hash of everything that is measured and of what measures it."""
     folders = [Path(module.__file__).parent for module in (crosswkv_kernels, models) if module.__file__]
     paths = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
-    paths += [Path(__file__).with_name(f"{name}.py") for name in measured_by]
+    paths += [Path(__file__).parent / f"{name}.py" for name in measured_by]
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:12]
 
 

@@ -10,11 +10,11 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from ..evaluation.prompt_length import SOFTMAX, UNets
 from ..models import PromptState
 from ..models.text_windows import encode_texts
 from ..pipelines import DIR7Pipeline
 from .pipeline_process import GUIDANCE_SCALE
-from .prompt_length import SOFTMAX, UNets
 
 STATE = "state"
 SIDES = (SOFTMAX, STATE)

@@ -3,15 +3,15 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import plots
-from .kernel_report import Results, load, machine
-from .kernel_rows import Row
+from ..evaluation import plots
+from ..evaluation.kernel_report import Results, load, machine
+from ..evaluation.kernel_rows import Row
+from ..evaluation.prompt_length import SOFTMAX
+from ..evaluation.prompt_length_report import STYLES
+from ..evaluation.tables import NOT_RUN, markdown
 from .pipeline_benchmark import DECODE, IMAGE, SCAN, STEP, TEXT
 from .pipeline_memory import KIND
 from .pipeline_sides import SIDES, STATE
-from .prompt_length import SOFTMAX
-from .prompt_length_report import STYLES
-from .tables import NOT_RUN, markdown
 
 COMMANDS = {"cpu": "make pipeline-bench", "cuda": "python scripts/benchmark_pipeline.py --device cuda"}
 TIME_HEADER = (

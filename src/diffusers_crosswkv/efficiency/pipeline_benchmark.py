@@ -9,14 +9,14 @@ from dataclasses import asdict, replace
 import torch
 from tqdm.auto import tqdm
 
-from .kernel_benchmark import LARGEST_SHARE_OF_MEMORY, BenchmarkConfig, failure, significant
-from .kernel_cases import Case
-from .kernel_rows import Row, RowFile, about
-from .kernel_timing import PEAK_MEMORY_BY, Call, Stopwatch, free_memory, peak_memory, summarize, take_turns
+from ..evaluation.kernel_benchmark import LARGEST_SHARE_OF_MEMORY, BenchmarkConfig, failure, significant
+from ..evaluation.kernel_cases import Case
+from ..evaluation.kernel_rows import Row, RowFile, about
+from ..evaluation.kernel_timing import PEAK_MEMORY_BY, Call, Stopwatch, free_memory, peak_memory, summarize, take_turns
+from ..evaluation.training_speed import load_average
 from .pipeline_flops import FlopCount, flop_row
 from .pipeline_memory import MemoryMeasurement
 from .pipeline_sides import SIDES, STATE, VAE_FACTOR, Pipelines
-from .training_speed import load_average
 
 STEPS = 50
 LENGTHS = (10, 50, 77, 100, 200, 500, 1000, 4000)
@@ -31,7 +31,8 @@ PARTS = (TEXT, SCAN, STEP, DECODE)
 SLOW_SECONDS = 4.0  # such a call needs no warm-up, and is made twice
 LONGEST_SECONDS = 60.0  # a longer one is not made
 SECONDS = 4.0  # per call that is not slow, after three rounds
-MEASURED_BY = ("kernel_timing", "pipeline_benchmark", "pipeline_flops", "pipeline_sides", "prompt_length")
+OWN = ("pipeline_benchmark", "pipeline_flops", "pipeline_sides")
+MEASURED_BY = ("kernel_timing", "prompt_length", *(f"../efficiency/{name}" for name in OWN))
 
 
 class Measurement:

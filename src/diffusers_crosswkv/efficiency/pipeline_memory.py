@@ -14,17 +14,18 @@ from diffusers import TorchAoConfig as DiffusersTorchAoConfig
 from tqdm.auto import tqdm
 from transformers import TorchAoConfig as TransformersTorchAoConfig
 
-from .kernel_benchmark import BenchmarkConfig, failure, significant
-from .kernel_cases import Case, relative_rms
-from .kernel_rows import Row, RowFile, about
+from ..evaluation.kernel_benchmark import BenchmarkConfig, failure, significant
+from ..evaluation.kernel_cases import Case, relative_rms
+from ..evaluation.kernel_rows import Row, RowFile, about
+from ..evaluation.training_speed import PEAK_BY, load_average
 from .pipeline_process import Drawn, Order, in_fresh_process
 from .pipeline_sides import SIDES, STATE, VAE_FACTOR, Pipelines, text_of_length
-from .training_speed import PEAK_BY, load_average
 
 SIZE, LENGTH, STEPS = 256, 77, 50
 PRESET, QUICK_PRESET, QUICK_SIZE, QUICK_LENGTH = "dir7_s", "dir7_tiny", 64, 10
 STEPS_RUN = 5  # on a CPU; all steps cost the same
-MEASURED_BY = ("pipeline_memory", "pipeline_process", "pipeline_sides", "resident_memory")
+OWN = ("pipeline_memory", "pipeline_process", "pipeline_sides")
+MEASURED_BY = ("resident_memory", *(f"../efficiency/{name}" for name in OWN))
 KIND = "process: "  # begins the direction of these rows
 
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..evaluation.kernel_rows import Row
+from ..evaluation.prompt_length import SOFTMAX, UNets
 from ..models import PromptState
-from .kernel_rows import Row
 from .pipeline_sides import STATE, VAE_FACTOR
-from .prompt_length import SOFTMAX, UNets
 
 META = torch.device("meta")
 BATCH_SIZE = 2  # one image with guidance

@@ -1,6 +1,6 @@
 """One image in a process of its own, which does what a user's would and imports no more:
 
-python -m diffusers_crosswkv.evaluation.pipeline_process '{"folder": ..., ...}'
+python -m diffusers_crosswkv.efficiency.pipeline_process '{"folder": ..., ...}'
 """
 
 import gc
@@ -16,7 +16,7 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
-from .resident_memory import peak_resident
+from ..evaluation.resident_memory import peak_resident
 
 GUIDANCE_SCALE = 7.5
 
