@@ -7,7 +7,7 @@ PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-ch
 GPU_PYTHON ?= python3
 GPU_RUN = PYTHONPATH=src:kernels:$$PYTHONPATH TRANSFORMERS_VERBOSITY=error $(GPU_PYTHON)
 
-.PHONY: quickstart alignment robustness judge kernel-bench length-bench train-bench state-tracking evaluate app diffusers-tests gpu-bench gpu-test test test-full lint clean
+.PHONY: quickstart alignment robustness judge kernel-bench length-bench train-bench pipeline-bench state-tracking evaluate app diffusers-tests gpu-bench gpu-test test test-full lint clean
 
 quickstart: $(VENV)/.installed-quickstart
 	TRANSFORMERS_VERBOSITY=error $(VENV)/bin/python scripts/quickstart.py $(ARGS)
@@ -36,6 +36,8 @@ evaluate: $(VENV)/.installed-metrics
 # make state-tracking ARGS="--tasks s5_swaps --layers 1": some of it; all of it takes hours on two cores
 state-tracking: $(VENV)/.installed-benchmarks
 	TRANSFORMERS_VERBOSITY=error $(VENV)/bin/python scripts/state_tracking.py $(ARGS)
+pipeline-bench: $(VENV)/.installed-benchmarks
+	TRANSFORMERS_VERBOSITY=error $(VENV)/bin/python scripts/benchmark_pipeline.py --device cpu --threads 2 $(ARGS)
 
 # make app ARGS="a folder or Hub id": a page in the browser
 app: $(VENV)/.installed-app

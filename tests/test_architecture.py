@@ -26,6 +26,7 @@ FLOORS = {
     "app": 5,
     "alignment": 4,
     "state_tracking": 4,
+    "efficiency": 4,
     "quickstart": 5,
     "finetuning": 5,
     "robustness": 6,

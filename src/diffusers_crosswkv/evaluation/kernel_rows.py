@@ -27,8 +27,8 @@ UNFINISHED = "the run was over"
 MEASURED_BY = ("fla_convention", "kernel_cases", "kernel_timing", "layer_sides", "scan_sides")
 
 
-def about(device: torch.device, dtype: torch.dtype) -> Row:
-    """What every row of a run says: where, when, and with which versions."""
+def about(device: torch.device, dtype: torch.dtype, measured_by: Iterable[str] = MEASURED_BY) -> Row:
+    """What every row of a run says: where, when, and with which versions; `measured_by` are modules, from here."""
     return {
         **environment(device),
         "processor": processor(),
@@ -36,7 +36,7 @@ def about(device: torch.device, dtype: torch.dtype) -> Row:
         "triton": version("triton"),
         "fla": fla_convention.version(),
         "commit": commit(),
-        "code": code_version(),
+        "code": code_version(measured_by),
     }
 
 
@@ -65,11 +65,11 @@ def commit() -> str | None:
     return done.stdout.strip() or None
 
 
-def code_version() -> str:
+def code_version(measured_by: Iterable[str] = MEASURED_BY) -> str:
     """A hash of everything that is measured and of what measures it."""
     folders = [Path(module.__file__).parent for module in (crosswkv_kernels, models) if module.__file__]
     paths = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
-    paths += [Path(__file__).with_name(f"{name}.py") for name in MEASURED_BY]
+    paths += [Path(__file__).parent / f"{name}.py" for name in measured_by]
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:12]
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from .kernel_benchmark import DTYPES, SECONDS, BenchmarkConfig, failure, signifi
 from .kernel_rows import Row, RowFile, about
 from .kernel_timing import Stopwatch, summarize, take_turns
 from .prompt_length import SOFTMAX, UNets
+from .resident_memory import peak_resident
 
 STATE = "state"
 LEARNING_RATE, MAX_GRAD_NORM = 1e-4, 1.0
@@ -228,14 +228,7 @@ def peak_here(case: Case, side: str, threads: int) -> int:
     trainer = Trainer(case, side, torch.device("cpu"))
     for _ in range(WARM_UP_STEPS):
         trainer()
-    status = Path("/proc/self/status")
-    if not status.exists():
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
-    lines = status.read_text(encoding="utf-8").splitlines()
-    (peak,) = (line.split()[1] for line in lines if line.startswith("VmHWM"))
-    return 1024 * int(peak)
+    return peak_resident()
 
 
 def load_average() -> float:
