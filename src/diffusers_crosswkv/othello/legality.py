@@ -51,7 +51,7 @@ def held_out_games(count: int, seen: set[bytes]) -> tuple[Games, int]:
 def measure_legality(model: MoveModel, games: Games) -> Legality:
     """Of the move held most likely among all 64 squares."""
     tokens = tokens_of(games.moves)
-    probabilities = torch.cat([model(part).softmax(-1) for part in tokens.split(BATCH)]).numpy()
+    probabilities = torch.cat([model(part.to(model.device)).softmax(-1).cpu() for part in tokens.split(BATCH)]).numpy()
     legal = rules.unpack(games.legal)
     best = probabilities.argmax(-1)[..., None]
     hits = np.take_along_axis(legal, best, -1)[..., 0].astype(float)

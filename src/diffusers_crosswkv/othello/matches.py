@@ -46,7 +46,8 @@ class ModelPlayer:
 
     @torch.no_grad()
     def __call__(self, boards: Boards, moves: np.ndarray) -> np.ndarray:
-        logits = self.model(tokens_of(moves, following=True))[:, -1].numpy()
+        tokens = tokens_of(moves, following=True).to(self.model.device)
+        logits = self.model(tokens)[:, -1].cpu().numpy()
         legal = rules.unpack(boards.moves)
         first = np.take_along_axis(legal, logits.argmax(-1)[:, None], -1)[:, 0]
         self.choices += len(legal)

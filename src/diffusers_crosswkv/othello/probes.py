@@ -64,12 +64,12 @@ def features(model: MoveModel, where: Positions) -> dict[str, torch.Tensor]:
     tokens, when = tokens_of(where.games.moves), torch.from_numpy(where.when)
     for i in range(0, len(tokens), BATCH):
         chosen = when[i : i + BATCH]
-        trace = model.trace(tokens[i : i + BATCH])
+        trace = model.trace(tokens[i : i + BATCH].to(model.device))
         game = torch.arange(len(chosen))[:, None]
         places = {f"layer {n}": x for n, x in enumerate(trace.hidden)}
         places |= {f"state {n}": x for n, x in enumerate(trace.states, start=1)}
         for name, x in places.items():
-            parts.setdefault(name, []).append(x[game, chosen].flatten(0, 1).flatten(1).half())
+            parts.setdefault(name, []).append(x[game, chosen].flatten(0, 1).flatten(1).half().cpu())
     return {name: torch.cat(x) for name, x in parts.items()}
 
 
@@ -101,17 +101,21 @@ def fit_probe(known: torch.Tensor, labels: torch.Tensor, asked: torch.Tensor, se
 
 
 def majority(train: Positions, test: Positions) -> Reading:
-    """The class that each square has most often after as many moves."""
+    """The class that each square has most often after as many moves; of a square with a disc, the colour."""
     counts = torch.zeros(MOST_MOVES, rules.SQUARES, CLASSES)
     when = torch.from_numpy(train.when).flatten()
     counts.index_add_(0, when, F.one_hot(train.labels.flatten(0, 1), CLASSES).float())
-    return reading(counts.argmax(-1)[torch.from_numpy(test.when).flatten()], test)
+    counts = counts[torch.from_numpy(test.when).flatten()]
+    return reading(counts.argmax(-1), test, counts[..., 1:].argmax(-1) + 1)
 
 
-def reading(guessed: torch.Tensor, test: Positions) -> Reading:
-    right = (guessed.view_as(test.labels) == test.labels).double()
+def reading(guessed: torch.Tensor, test: Positions, colours: torch.Tensor | None = None) -> Reading:
+    """Of classes `[N * POSITIONS, 64]`, and of others where there is a disc, if a guess knows that there is one."""
+    right, coloured = (
+        (x.view_as(test.labels) == test.labels).double() for x in (guessed, guessed if colours is None else colours)
+    )
     discs = test.labels > 0
-    of_games = right.mean((1, 2)), (right * discs).sum((1, 2)) / discs.sum((1, 2))
+    of_games = right.mean((1, 2)), (coloured * discs).sum((1, 2)) / discs.sum((1, 2))
     squares, on_discs = (bootstrap([x.tolist()]) for x in of_games)
     assert squares is not None and on_discs is not None
     return Reading(squares, on_discs)

@@ -33,6 +33,10 @@ class MoveModel(SequenceModel):
         super().__init__(config)
         self.places = nn.Embedding(MOST_MOVES, config.width)
 
+    @property
+    def device(self) -> torch.device:
+        return self.places.weight.device
+
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         return super().embed(tokens) + self.places.weight[: tokens.shape[1]]
 
@@ -63,14 +67,20 @@ def make_model(plan: Plan) -> MoveModel:
 class Training:
     """A training in `folder`, which is its own; `model` is as far as it has come."""
 
-    def __init__(self, plan: Plan, folder: Path, start: Mapping[str, torch.Tensor] | None = None):
+    def __init__(
+        self,
+        plan: Plan,
+        folder: Path,
+        start: Mapping[str, torch.Tensor] | None = None,
+        device: torch.device | str = "cpu",
+    ):
         """
         Raises:
             ValueError: the folder holds a training with another plan.
         """
         self.plan, self.folder, self.step, self.seconds = plan, folder, 0, 0.0
         self.losses: list[tuple[int, float]] = []
-        self.model = make_model(plan)
+        self.model = make_model(plan).to(device)
         if start is not None:
             self.model.load_state_dict(start)
         self.optimizer = Muon(parameter_groups(self.model, 0.0), plan.learning_rate)
@@ -139,7 +149,8 @@ class Training:
 def loss_of(model: MoveModel, batch: Batch) -> torch.Tensor:
     """Cross-entropy with the targets, mean over the moves that were made."""
     made = batch.targets.sum(-1) > 0
-    return F.cross_entropy(model(batch.tokens)[made], batch.targets[made])
+    logits = model(batch.tokens.to(model.device))
+    return F.cross_entropy(logits[made], batch.targets[made].to(model.device))
 
 
 def rate_at(step: int, steps: int) -> float:
