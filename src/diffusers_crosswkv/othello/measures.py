@@ -68,7 +68,7 @@ def legality_rows(training: Training, sizes: Sizes) -> list[Row]:
 def chance_rows(sizes: Sizes) -> list[Row]:
     """What is legal by chance, and the entropy of the legal moves, which no loss can fall below."""
     games, _ = held_out_games(sizes.held_out, set())
-    number = np.bitwise_count(games.legal[games.legal > 0])
+    number = np.bitwise_count(games.legal[games.legal > 0]).astype(float)
     floor = {"kind": "floor", "loss": float(np.log(number).mean()), "legal_moves": float(number.mean())}
     levels = chance_levels(games).items()
     return [floor, *({"kind": "legality", "source": name, **legality_columns(x)} for name, x in levels)]
@@ -118,11 +118,9 @@ def reading_columns(found: Reading) -> Row:
 
 
 def match_rows(training: Training, sizes: Sizes) -> list[Row]:
-    """The model against players that know the rules."""
-    return [
-        match_row(ModelPlayer(training.model), f"{training.plan.mixer}, {training.plan.lesson}", opponent, sizes.match)
-        for opponent in (RULE_PLAYERS if training.plan.lesson == "play" else ("random",))
-    ]
+    """The model against random moves."""
+    name = f"{training.plan.mixer}, {training.plan.lesson}"
+    return [match_row(ModelPlayer(training.model), name, "random", sizes.match)]
 
 
 def player_rows(sizes: Sizes) -> list[Row]:

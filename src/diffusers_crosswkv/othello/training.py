@@ -91,8 +91,8 @@ class Training:
     def take_up(self, checkpoint: Checkpoint) -> None:
         if checkpoint.values["plan"] != asdict(self.plan):
             raise ValueError(
-                f"{self.folder} must hold a training of this plan, but its own is {checkpoint.values['plan']};"
-                " use another output folder."
+                f"{self.folder} must hold a training of {self.plan}, but holds one of {checkpoint.values['plan']}; use"
+                " another output folder."
             )
         self.model.load_state_dict(checkpoint.tensors["model"])
         load_optimizer_state(self.optimizer, checkpoint.tensors.get("optimizer", {}), checkpoint.values["optimizer"])
