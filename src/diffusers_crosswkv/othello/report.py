@@ -94,6 +94,13 @@ def summary(results: Results) -> str:
                 f"- **{name}**: a linear probe reads {percent(best['discs'])} of the discs from `{best['place']}`, "
                 f"and {percent(before['discs'])} from the same place of the untrained model."
             )
+        states = [row for row in read if row["place"].startswith("state")]
+        if states:
+            best, guess = max(states, key=lambda row: row["discs"][0]), results.one("probe", place=NO_PROBE)
+            said.append(
+                f"- **{name}**: from the matrix state itself at most {percent(best['discs'])}, where a guess from the move "
+                f"number gets {percent(guess['discs'])}."
+            )
         for row in results.of("match", mixer=mixer, lesson="play", opponent="random"):
             games, wins = row["games"], row["wins"]
             said.append(
@@ -252,7 +259,8 @@ PROBES_SAID = """A linear probe (logistic regression, one for all 64 squares) te
 the mover's or the opponent's. `layer 0` is the embedding, `layer n` the residual stream behind block n, `state n` the
 whole matrix state of block n, which is many more numbers than a layer. **untrained** is the same probe on the model
 before its first step: a random recurrence keeps much of what was played, so only what is above it was learned.
-**discs** counts the squares that hold one, since which squares are empty follows from the list of moves."""
+**discs** counts the squares that hold one, since which squares are empty follows from the list of moves. What is not
+above **majority** was not found: by one linear map, fitted for a fixed number of epochs on these positions."""
 
 MATCHES_SAID = """A model plays the move that it holds most likely among the legal ones: the rules mask, nothing else
 does; **first choice illegal** says how often the mask was needed. Each player is black in half of its games. `greedy`
