@@ -98,8 +98,8 @@ def summary(results: Results) -> str:
         if states:
             best, guess = max(states, key=lambda row: row["discs"][0]), results.one("probe", place=NO_PROBE)
             said.append(
-                f"- **{name}**: from the matrix state itself at most {percent(best['discs'])}, where a guess from the move "
-                f"number gets {percent(guess['discs'])}."
+                f"- **{name}**: from the matrix state itself at most {percent(best['discs'])}, where a guess from the "
+                f"move number gets {percent(guess['discs'])}."
             )
         for row in results.of("match", mixer=mixer, lesson="play", opponent="random"):
             games, wins = row["games"], row["wins"]
