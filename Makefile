@@ -7,7 +7,7 @@ PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-ch
 GPU_PYTHON ?= python3
 GPU_RUN = PYTHONPATH=src:kernels:$$PYTHONPATH TRANSFORMERS_VERBOSITY=error $(GPU_PYTHON)
 
-.PHONY: quickstart alignment robustness judge kernel-bench length-bench train-bench pipeline-bench state-tracking evaluate app diffusers-tests gpu-bench gpu-test test test-full lint clean
+.PHONY: quickstart alignment robustness judge othello kernel-bench length-bench train-bench pipeline-bench state-tracking evaluate app diffusers-tests gpu-bench gpu-test test test-full lint clean
 
 quickstart: $(VENV)/.installed-quickstart
 	TRANSFORMERS_VERBOSITY=error $(VENV)/bin/python scripts/quickstart.py $(ARGS)
@@ -20,6 +20,9 @@ robustness: $(VENV)/.installed-benchmarks
 
 judge: $(VENV)/.installed-benchmarks
 	TRANSFORMERS_VERBOSITY=error $(VENV)/bin/python scripts/measure_judge.py $(ARGS)
+
+othello: $(VENV)/.installed-benchmarks
+	TRANSFORMERS_VERBOSITY=error $(VENV)/bin/python scripts/othello.py $(ARGS)
 
 kernel-bench: $(VENV)/.installed-benchmarks
 	TRANSFORMERS_VERBOSITY=error $(VENV)/bin/python scripts/benchmark_kernels.py --device cpu $(ARGS)

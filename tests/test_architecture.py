@@ -22,6 +22,7 @@ FLOORS = {
     "evaluation": 3,
     "sequences": 3,
     "hub": 4,
+    "othello": 4,
     "generation": 4,
     "app": 5,
     "alignment": 4,
