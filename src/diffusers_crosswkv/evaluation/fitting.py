@@ -1,6 +1,6 @@
 """The training of small models that measure something, in memory and in a minute or two."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -14,9 +14,19 @@ def fit(
     learning_rate: float,
     description: str,
     progress: bool = True,
+    decayed: Sequence[nn.Parameter] = (),
+    weight_decay: float = 0.0,
 ) -> None:
-    """AdamW under one cycle of the learning rate, with clipped gradients; leaves `model` in evaluation mode."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
+    """AdamW under one cycle of the learning rate, with clipped gradients; leaves `model` in evaluation mode.
+
+    `weight_decay` (decoupled) is that of the parameters `decayed`; all others have none.
+    """
+    chosen = set(map(id, decayed))
+    groups = [
+        {"params": [x for x in model.parameters() if id(x) not in chosen], "weight_decay": 0.0},
+        {"params": list(decayed), "weight_decay": weight_decay},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
     for step in tqdm(range(steps), desc=description, disable=not progress):
         optimizer.zero_grad()

@@ -9,6 +9,7 @@ from ..models.state_writer import LowRank, StateWriter
 
 RANK = 16  # of the LoRAs of decay, rate and gate
 STRETCH = 1.1  # of the rates around 1
+REFLECTING = 4.0  # bias of the rate before its sigmoid
 
 
 class WKV7Mixer(nn.Module):
@@ -18,7 +19,8 @@ class WKV7Mixer(nn.Module):
         width: D, of tokens, keys and values.
         head_dim: K = V, divides D.
         rate_limit: 1 is RWKV-7's in-context rate in (0, 1). With 2 it is [`doubled_rate`], which gives a transition a
-            negative eigenvalue down to -1: a token can swap two directions of the state, not only erase one.
+            negative eigenvalue down to -1: a token can swap two directions of the state, not only erase one. It starts
+            near 2: every token reflects the state along a random key, and no token erases what another one may need.
         delta_rule: off is a state that only decays, per channel (kappa = 0).
         learned_start: the state before the first token is a parameter (as in state tuning, arXiv:2504.05097), not 0.
         output_norm: normalise what is read, per head (equation 14).
@@ -50,6 +52,8 @@ class WKV7Mixer(nn.Module):
             feature_map="identity",  # a swap needs keys of both signs
         )
         self.to_q, self.to_k, self.to_v, self.to_out = (nn.Linear(width, width, bias=False) for _ in range(4))
+        if rate_limit == 2:
+            nn.init.constant_(self.writer.in_context_lr_lora.expand.bias, REFLECTING)
         self.gate_lora = LowRank(width, width, RANK, torch.sigmoid, torch.ones(width))
         self.norm = ScanNorm(self.num_heads, head_dim, width, head_dim * 1e-5, output_norm)
         start = torch.randn(self.num_heads, head_dim, head_dim) * head_dim**-0.5
