@@ -16,7 +16,7 @@ alignment: $(VENV)/.installed-benchmarks
 	TRANSFORMERS_VERBOSITY=error $(VENV)/bin/python scripts/run_alignment.py $(ARGS)
 
 robustness: $(VENV)/.installed-benchmarks
-	TRANSFORMERS_VERBOSITY=error $(VENV)/bin/python scripts/robustness.py --report-dir benchmarks/robustness $(ARGS)
+	TRANSFORMERS_VERBOSITY=error $(VENV)/bin/python scripts/robustness.py $(ARGS)
 
 judge: $(VENV)/.installed-benchmarks
 	TRANSFORMERS_VERBOSITY=error $(VENV)/bin/python scripts/measure_judge.py $(ARGS)

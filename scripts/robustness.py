@@ -2,8 +2,7 @@
 
     python scripts/robustness.py [--arms state softmax] [--report-only]
 
-Everything is kept in runs/robustness/<preset>; Ctrl-C stops and saves, the same command goes on. On one CPU core the
-default takes about an hour.
+Everything is kept in runs/robustness/<preset>; Ctrl-C stops and saves, the same command goes on.
 """
 
 import argparse
@@ -20,7 +19,7 @@ def main() -> int:
     parser.add_argument("--preset", choices=sorted(PRESETS), default="default")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="one after the other")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/robustness"), help="trainings, kept")
-    parser.add_argument("--report-dir", type=Path, help="rows, tables and plots; beside the trainings by default")
+    parser.add_argument("--report-dir", type=Path, help="rows, tables and plots; benchmarks/robustness by default")
     parser.add_argument("--report-only", action="store_true", help="from the rows that are there")
     arguments = parser.parse_args()
     folder = arguments.output_dir / arguments.preset
@@ -28,7 +27,8 @@ def main() -> int:
         if not arguments.report_only:
             for arm in arguments.arms:
                 run_arm(arm, arguments.preset, folder)
-        print(write_report(arguments.preset, folder, arguments.report_dir or folder / "report"))
+        usual = Path("benchmarks/robustness") if arguments.preset == "default" else folder / "report"
+        print(write_report(arguments.preset, folder, arguments.report_dir or usual))
     except KeyboardInterrupt as stopped:
         print(f"{stopped or 'Stopped.'} Run the same command to go on.")
         return 130

@@ -75,20 +75,23 @@ def look_at_states(run: "Run", captions: Sequence[str]) -> dict[str, StateStatis
     denoiser, device = run.denoiser, run.accelerator.device
     config, generator = denoiser.unet.config, torch.Generator().manual_seed(0)
     side = config.sample_size if isinstance(config.sample_size, list | tuple) else [config.sample_size] * 2
-    noise = torch.randn(len(captions), config.in_channels, *side, generator=generator).to(device)
-    noisiest = run.objective.draw(generator, (DRAWN_TIMES, 1, 1, 1)).times.max()
-    times = noisiest.expand(len(captions)).to(device)
+    noise = torch.randn(1, config.in_channels, *side, generator=generator).to(device)
+    noisiest = run.objective.draw(generator, (DRAWN_TIMES, 1, 1, 1)).times.max().to(device)
+    found: dict[str, list[torch.Tensor]] = {}
     denoiser.eval()
     try:
         eager = torch.compiler.set_stance("force_eager")  # type: ignore[no-untyped-call]
         with observe_states(denoiser.unet) as states, run.stepper.autocast(), eager:
-            if denoiser.text_encoder is None:
-                run.stepper.wrapped(noise, times, *run.prompts.encode(captions))
-            else:
-                run.stepper.wrapped(noise, times, captions=list(captions))
+            for caption in captions:  # one by one, so that memory does not depend on how many there are
+                if denoiser.text_encoder is None:
+                    run.stepper.wrapped(noise, noisiest[None], *run.prompts.encode([caption]))
+                else:
+                    run.stepper.wrapped(noise, noisiest[None], captions=[caption])
+                for name, state in states.items():
+                    found.setdefault(name, []).append(state)
     finally:
         denoiser.train()
-    return {name: state_statistics(state) for name, state in states.items()}
+    return {name: state_statistics(torch.cat(of_captions)) for name, of_captions in found.items()}
 
 
 def as_json(found: StateStatistics) -> dict[str, float | bool | None]:

@@ -101,7 +101,6 @@ class CrossWKV(nn.Module):
     to_k: nn.Module
     to_v: nn.Module
     to_out: nn.ModuleList
-    state_observer: Callable[[torch.Tensor], None] | None = None  # see `observe_states`
 
     def __init__(
         self,
@@ -146,6 +145,7 @@ class CrossWKV(nn.Module):
         self.feature_map = feature_map or ("identity" if fusion == "paper" else "silu")
         self.layer_index, self.group, self.first_in_group = layer_index, group, first_in_group
         self.place_in_block = 0  # among the layers of its transformer block
+        self.state_observer: Callable[[torch.Tensor], None] | None = None  # see `observe_states`
         eps = head_dim * 1e-5
         make_writer = partial(
             StateWriter,

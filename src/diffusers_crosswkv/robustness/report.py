@@ -88,7 +88,7 @@ def mean_of(rows: Sequence[Row], arm: str, prompts: str, endoftext: bool) -> Mea
 
 
 def prompt_table(rows: Sequence[Row], endoftext: bool) -> str:
-    present = [row for row in rows if row["kind"] == "prompts"]
+    present = [row for row in rows if row["kind"] == "prompts" and row["endoftext"] == endoftext]
     tokens = {row["prompts"]: "{} to {}".format(*row["tokens"]) for row in present}
     lines = [
         [name, tokens.get(name, ""), *(percent(mean_of(rows, arm, name, endoftext)) for arm in ARMS)]
@@ -117,6 +117,9 @@ def bounds_table(rows: Sequence[Row]) -> str:
         for arm, row in of_kind(rows, kind).items():
             found = statistics_in(row)
             finite = [x for x in found if x["finite"]]
+            if not finite:
+                lines.append([kind, arm, "**none**", "", "", ""])
+                continue
             ranks = [x["stable_rank"] for x in finite]
             lines.append(
                 [
@@ -147,7 +150,8 @@ def make_page(preset_name: str, rows: Sequence[Row]) -> str:
     dates = sorted({row["date"] for row in rows})
     parts = [
         INTRODUCTION.format(steps=first["train_steps"], command=COMMAND),
-        f"Preset `{preset_name}`; {' to '.join(dict.fromkeys((dates[0], dates[-1])))}; {first['device']}, torch "
+        f"Preset `{preset_name}`; {' to '.join(dict.fromkeys((dates[0], dates[-1])))}; commit "
+        f"{', '.join(sorted({row['commit'] or 'unknown' for row in rows}))}; {first['processor']}, torch "
         f"{first['torch']}, diffusers {first['diffusers']}; one training per arm, seed {first['seed']}; parameters: "
         + ", ".join(f"{arm} {row['parameters']:,}" for arm, row in of_kind(rows, "prompts").items())
         + ".",

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from ..alignment.suite import claim
 from ..environment import environment
+from ..evaluation.kernel_rows import commit, processor
 from ..files import write_json
 from ..finetuning.records import read_metrics
 from ..finetuning.state_log import STATES_FILE
@@ -21,16 +23,18 @@ def run_arm(arm: str, preset_name: str, folder: Path, progress: bool = True) -> 
     """Train one arm and measure it; what `folder` holds is not done again.
 
     Raises:
-        FileExistsError, ValueError, FloatingPointError, TrainingInterrupted: see [`train`].
+        ValueError: `folder` holds an arm of another preset.
+        FileExistsError, FloatingPointError, TrainingInterrupted: see [`train`].
     """
     preset, own = PRESETS[preset_name], folder / arm
+    claim(own, {"arm": arm, "preset": dataclasses.asdict(preset)})
     parts = dict(measurements(arm, preset))
     missing = [name for name in parts if not row_path(own, name).exists()]
     if not missing:
         return
     models = train_arm(arm, preset, own, progress)
     about = {"arm": arm, "parameters": models.num_parameters(), **settings_of(preset)}
-    about |= environment(models.unet.device)
+    about |= {"processor": processor(), "commit": commit()} | environment(models.unet.device)
     if arm != SOFTMAX:
         looks = read_metrics(own / STATES_FILE)
         write_json(row_path(own, "training"), {"kind": "training", **about, "looks": looks})
