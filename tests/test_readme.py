@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from diffusers_crosswkv.alignment.report import Results
+
 README = Path(__file__).parents[1] / "README.md"
 
 
@@ -43,3 +45,84 @@ def test_figures_are_those_of_the_rows():
         f"| {row['generate_seconds']:.0f} s |",
     ):
         assert figure in text
+
+
+def rows_of(name):
+    lines = (README.parent / "benchmarks" / name).read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def of(rows, **wanted):
+    return [row for row in rows if all(row.get(name) == value for name, value in wanted.items())]
+
+
+def alignment_figures():
+    results = Results(rows_of("alignment/rows.jsonl"))
+    shares = {arm: results.mean(arm, "same").mean for arm in ("softmax", "state", "paper")}
+    yield (
+        "everything right in {softmax:.0%} of pictures (softmax), {state:.0%} (`state`), {paper:.0%} (`paper`)",
+        shares,
+    )
+
+
+def tracking_figures():
+    rows = of(rows_of("state_tracking/rows.jsonl"), layers=1)
+    swaps = of(rows, task="s5_swaps")
+    arms = ("wkv7, rate to 1", "diagonal", "softmax")
+    ours = of(swaps, arm="wkv7, rate to 2")
+    yield (
+        "{least:.1%} of tokens or more with {seeds} seeds",
+        {
+            "least": min(row["accuracy"]["256"] for row in ours),
+            "seeds": len(ours),
+        },
+    )
+    yield (
+        "rate to 1 {0:.1%}, diagonal decay {1:.1%}, softmax {2:.1%}",
+        [of(swaps, arm=arm)[0]["accuracy"]["256"] for arm in arms],
+    )
+    (whole,) = of(rows, task="s5", arm="wkv7, rate to 2, 4 updates", seed=0)
+    yield "{16:.1%} of tokens at 16, {256:.1%} at 256", {int(x): y for x, y in whole["accuracy"].items()}
+
+
+def othello_figures():
+    rows = rows_of("othello/rows.jsonl")
+    shares = {row["mixer"]: row["share"][0] for row in of(rows, kind="legality", source="model", lesson="legal")}
+    yield "{wkv7:.1%} of first choices legal (softmax {softmax:.1%})", shares
+    (match,) = of(rows, kind="match", player="wkv7, play")
+    yield "wins {wins} of {games:,} games against random moves", match
+
+
+def robustness_figures():
+    rows = rows_of("robustness/rows.jsonl")
+    for name in ("as in training", "unseen wording"):
+        found = {r["arm"]: r["right"] for r in of(rows, kind="prompts", prompts=name, endoftext=True)}
+        yield name + ": `state` {state:.1%}, softmax {softmax:.1%}", found
+    training = of(rows, kind="training", arm="state")[0]
+    found = [layer for look in training["looks"] for layer in look["layers"].values()]
+    assert all(layer["finite"] for layer in found)
+    yield (
+        "all finite over {steps:,} steps, no number above {largest:.0f}",
+        {
+            "steps": training["train_steps"],
+            "largest": max(layer["max_abs"] for layer in found),
+        },
+    )
+
+
+FIGURES = (alignment_figures, tracking_figures, othello_figures, robustness_figures)
+
+
+@pytest.mark.parametrize("figures", FIGURES, ids=lambda f: f.__name__)
+def test_claims_are_those_of_the_rows(figures):
+    text = README.read_text(encoding="utf-8")
+    for template, values in figures():
+        sentence = template.format(*values) if isinstance(values, list) else template.format_map(Named(values))
+        assert sentence in text
+
+
+class Named(dict):
+    """Numbers may be names of fields."""
+
+    def __missing__(self, name):
+        return self[int(name)]

@@ -188,7 +188,10 @@ training goes on, while an image is drawn, and as a prompt grows.
 Written by `{command}`; rows in [rows.jsonl](rows.jsonl)."""
 PROMPTS_MEAN = """What this does not show: prompts of any length, and pictures of more than one object, are the subject
 of the [alignment benchmark](../alignment/README.md), whose models are trained on long captions too. Here the long
-prompts are far from everything that was trained, for softmax as for the others."""
+prompts, and the words of unseen wordings, are far from everything that was trained, for softmax as for the others.
+CLIP's tokenizer writes everything in lower case, so upper case changes nothing here; it would with other text
+encoders. A share near chance that is the same for all prompts is that of a model which has not learned to read them:
+all prompts start from the same noise."""
 STATES_MEAN = """RMS is the root mean square of a head's numbers; stable rank is `||S||_F^2 / ||S||_2^2`, 1 if a state
 has one direction, 16 at most here. Training: four prompts, noise as the image, the weights of that step. Sampling:
 four prompts and the empty one of guidance, after every step; in `state` fusion the image reads the prompt's state,

@@ -33,8 +33,8 @@ def run_arm(arm: str, preset_name: str, folder: Path, progress: bool = True) -> 
     if not missing:
         return
     models = train_arm(arm, preset, own, progress)
-    about = {"arm": arm, "parameters": models.num_parameters(), **settings_of(preset)}
-    about |= {"processor": processor(), "commit": commit()} | environment(models.unet.device)
+    about: dict[str, object] = {"arm": arm, "parameters": models.num_parameters(), **settings_of(preset)}
+    about.update(environment(models.unet.device), processor=processor(), commit=commit())
     if arm != SOFTMAX:
         looks = read_metrics(own / STATES_FILE)
         write_json(row_path(own, "training"), {"kind": "training", **about, "looks": looks})
