@@ -202,4 +202,4 @@ def test_what_is_refused(run, batch, prompts_file, pipeline_dir, tmp_path):
     made = ("--model", pipeline_dir, "--prompts_file", prompts_file, "--num_samples", 1, "--metrics", "is", *where)
     assert run(*made, "--steps", 1)[0] == 0
     code, _ = run(*made, "--steps", 2)
-    assert "holds samples of other settings (num_inference_steps); choose another --output_dir" in code
+    assert "holds samples of other settings (num_inference_steps: 1, asked 2); choose another --output_dir" in code
