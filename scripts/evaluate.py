@@ -106,7 +106,8 @@ def check_arguments(arguments: argparse.Namespace, num_prompts: int) -> None:
             setattr(arguments, name, default)
     if arguments.num_prompts is not None and not 1 <= arguments.num_prompts <= num_prompts:
         raise ValueError(
-            f"--num_prompts must be 1 to the {num_prompts} of --prompts_file, got {arguments.num_prompts}."
+            f"--num_prompts must be 1 to the number of prompts in --prompts_file ({num_prompts}), "
+            f"got {arguments.num_prompts}."
         )
 
 
