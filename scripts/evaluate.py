@@ -157,16 +157,9 @@ def sample(
         scheduler=arguments.scheduler,
     )
     model.check()
-    scheduler = scheduler_class(arguments.scheduler)
     check_weights(measured, state)
     with state.local_main_process_first():
-        model, identity = locate(model)
-    named = {
-        "name": arguments.model,
-        "weights": identity,
-        "dtype": str(choose_dtype(arguments.dtype, state.device)),
-        "scheduler": scheduler and scheduler.__name__,
-    }
+        model, named = locate(model, state)
     return make_samples(
         config,
         measured.samples,
@@ -177,13 +170,18 @@ def sample(
     )
 
 
-def locate(model: ModelConfig) -> tuple[ModelConfig, str]:
-    """With the folder in the place of an id on the Hub; and the Hub's commit, or a hash of the folder."""
-    folder = Path(model.model)
-    if folder.is_dir():
-        return model, pipeline_identity(folder)
+def locate(model: ModelConfig, state: PartialState) -> tuple[ModelConfig, dict[str, str | None]]:
+    """The folder in the place of an id on the Hub, and what tells this pipeline from others: the commit or a hash."""
+    scheduler = scheduler_class(model.scheduler)
+    named = {
+        "name": model.model,
+        "dtype": str(choose_dtype(model.dtype, state.device)),
+        "scheduler": scheduler and scheduler.__name__,
+    }
+    if Path(model.model).is_dir():
+        return model, named | {"weights": pipeline_identity(Path(model.model))}
     folder = download(model)
-    return dataclasses.replace(model, model=str(folder), revision=None), f"commit:{folder.name}"
+    return dataclasses.replace(model, model=str(folder), revision=None), named | {"weights": f"commit:{folder.name}"}
 
 
 def make_parser() -> argparse.ArgumentParser:

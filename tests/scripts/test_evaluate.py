@@ -216,6 +216,20 @@ def test_samples_are_those_of_the_pipeline(run, pipeline_dir, prompts_file, make
     assert "holds samples of other settings (weights: sha256:" in code
 
 
+def test_samples_are_those_of_a_commit(run, pipeline_dir, prompts_file, tmp_path, monkeypatch):
+    """A branch of the Hub that has moved on is another pipeline."""
+    made = ("--model", "user/name", "--prompts_file", prompts_file, "--steps", 1, "--metrics", "is",
+            "--num_samples", 1, "--output_dir", tmp_path / "out")  # fmt: skip
+    codes = []
+    for commit in ("c0ffee", "c0ffee", "decade"):
+        snapshot = tmp_path / "snapshots" / commit
+        shutil.copytree(pipeline_dir, snapshot, dirs_exist_ok=True)
+        monkeypatch.setattr("diffusers.DiffusionPipeline.download", lambda *_, folder=snapshot, **__: folder)
+        codes.append(run(*made)[0])
+    assert codes[:2] == [0, 0] and "(weights: commit:c0ffee, asked commit:decade)" in codes[2]
+    assert [row["model"] for row in rows_in(tmp_path / "out")] == ["user/name commit:c0ffee"]
+
+
 def test_arguments_that_would_do_nothing(run, batch, pipeline_dir, prompts_file, tmp_path):
     folder, _ = batch
     measured = ("--samples", folder, "--metrics", "is", "--output_dir", tmp_path / "out")

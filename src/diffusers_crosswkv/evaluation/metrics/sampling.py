@@ -77,14 +77,12 @@ def make_samples(
 ) -> SampleFacts:
     """Make the images that are missing in `folder`, `<index>.png`, each written whole; returns when all are there.
 
-    More samples of the same settings may be asked for later: those that are there stay, but for a last batch that was
-    not full.
+    More may be asked for later: those that are there stay, but for a last batch that was not full.
 
     Args:
         model: `name`, for people, and whatever tells the pipeline from others: see [`pipeline_identity`].
         load: called only if there is something to make.
-        check: refuses, by a ValueError, what shall not be measured: how samples are made, before the first, and their
-            height and width, after the first batch.
+        check: raises ValueError for samples not wanted: before the first, and with their size after the first batch.
 
     Raises:
         ValueError: the folder holds other images or those of other settings, the pipeline takes no such argument, or a
