@@ -1,9 +1,7 @@
 """The whole command, with a tiny pipeline and random weights: the figures mean nothing, how they are made does."""
 
 import json
-import os
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +10,7 @@ import torch
 from metric_cases import inception_state, save_clip
 from pictures import picture
 from PIL import Image
-from running import run_script
+from running import run_script, run_script_in_processes
 from safetensors.torch import load_file
 
 SCRIPT = Path(__file__).parents[2] / "scripts/evaluate.py"
@@ -143,23 +141,17 @@ def test_clip(run, batch, prompts_file, tokenizer, tmp_path):
 
 def test_two_processes_go_on_where_one_stopped(run, pipeline_dir, prompts_file, tmp_path, inception_weights):
     """From what a stopped run leaves, two processes make what one alone makes."""
-    command = [str(SCRIPT), "--model", pipeline_dir, "--prompts_file", prompts_file, "--num_samples", 3, "--steps", 2,
-               "--batch_size", 1, "--metrics", "is",
-               "--inception_weights", inception_weights, "--device", "cpu"]  # fmt: skip
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
-
-    def start(output, *launcher):
-        line = [sys.executable, *launcher, *map(str, command), "--output_dir", str(output)]
-        return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300)
-
-    assert run(*command[1:], "--output_dir", tmp_path / "alone")[0] == 0
+    command = ["--model", pipeline_dir, "--prompts_file", prompts_file, "--num_samples", 3, "--steps", 2,
+               "--batch_size", 1, "--metrics", "is"]  # fmt: skip
+    assert run(*command, "--output_dir", tmp_path / "alone")[0] == 0
     for name in ("samples/samples.json", "samples/000001.png"):
         target = tmp_path / "both" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((tmp_path / "alone" / name).read_bytes())
     (tmp_path / "both/samples/000000.9.tmp").write_bytes(b"half of an image")
-    both = start(tmp_path / "both", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-    assert both.returncode == 0, both.stderr
+    more = ("--inception_weights", inception_weights, "--device", "cpu", "--output_dir", tmp_path / "both")
+    modules = ["diffusers_crosswkv.evaluation.metrics", "diffusers_crosswkv.generation"]
+    assert run_script_in_processes(SCRIPT, [*command, *more], 2, modules) == [0, 0]
     for number in range(3):
         name = f"samples/{number:06d}.png"
         assert (tmp_path / "both" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
@@ -202,4 +194,59 @@ def test_what_is_refused(run, batch, prompts_file, pipeline_dir, tmp_path):
     made = ("--model", pipeline_dir, "--prompts_file", prompts_file, "--num_samples", 1, "--metrics", "is", *where)
     assert run(*made, "--steps", 1)[0] == 0
     code, _ = run(*made, "--steps", 2)
-    assert "holds samples of other settings (num_inference_steps); choose another --output_dir" in code
+    assert "holds samples of other settings (num_inference_steps: 1, asked 2); choose another --output_dir" in code
+
+
+def test_samples_are_those_of_the_pipeline(run, pipeline_dir, prompts_file, make_pipeline, tmp_path):
+    """Not of another one in the same folder, nor whatever else lies beside them."""
+    made = ("--model", pipeline_dir, "--prompts_file", prompts_file, "--steps", 1, "--metrics", "is",
+            "--output_dir", tmp_path / "out")  # fmt: skip
+    assert run(*made, "--num_samples", 2)[0] == 0
+    picture(8, 8, 1).save(tmp_path / "out/samples/grid.png")
+    shutil.copytree(pipeline_dir, tmp_path / "moved")
+    assert run("--model", tmp_path / "moved", *made[2:], "--num_samples", 1)[0] == 0
+    rows = rows_in(tmp_path / "out")
+    assert [row["num_samples"] for row in rows] == [2, 1]
+    assert rows[0]["model"].startswith(f"{pipeline_dir} sha256:")
+    pipeline = make_pipeline()
+    with torch.no_grad():
+        next(pipeline.unet.parameters()).add_(1)
+    pipeline.save_pretrained(pipeline_dir)
+    code, _ = run(*made, "--num_samples", 2)
+    assert "holds samples of other settings (weights: sha256:" in code
+
+
+def test_samples_are_those_of_a_commit(run, pipeline_dir, prompts_file, tmp_path, monkeypatch):
+    """A branch of the Hub that has moved on is another pipeline."""
+    made = ("--model", "user/name", "--prompts_file", prompts_file, "--steps", 1, "--metrics", "is",
+            "--num_samples", 1, "--output_dir", tmp_path / "out")  # fmt: skip
+    codes = []
+    for commit in ("c0ffee", "c0ffee", "decade"):
+        snapshot = tmp_path / "snapshots" / commit
+        shutil.copytree(pipeline_dir, snapshot, dirs_exist_ok=True)
+        monkeypatch.setattr("diffusers.DiffusionPipeline.download", lambda *_, folder=snapshot, **__: folder)
+        codes.append(run(*made)[0])
+    assert codes[:2] == [0, 0] and "(weights: commit:c0ffee, asked commit:decade)" in codes[2]
+    assert [row["model"] for row in rows_in(tmp_path / "out")] == ["user/name commit:c0ffee"]
+
+
+def test_arguments_that_would_do_nothing(run, batch, pipeline_dir, prompts_file, tmp_path):
+    folder, _ = batch
+    measured = ("--samples", folder, "--metrics", "is", "--output_dir", tmp_path / "out")
+    for option, value in (("num_samples", 2), ("seed", 0), ("height", 8), ("dtype", "auto"), ("revision", "main"),
+                          ("sampling_batch_size", 1)):  # fmt: skip
+        code, _ = run(*measured, f"--{option}", value)
+        assert code == f"error: --{option} must come with --model, for it says how samples are made; leave it out."
+    for number in (0, -1, 4):
+        code, _ = run(*measured, "--prompts_file", prompts_file, "--num_prompts", number)
+        assert code == f"error: --num_prompts must be 1 to the number of prompts in --prompts_file (3), got {number}."
+    facts = {"sampler": "DDIMScheduler", "steps": 50, "guidance": 2.0, "model": "mine", "seed": 0}
+    (folder / "samples.json").write_text(json.dumps({"asked": {}, "facts": facts}))
+    for option, value, right in (
+        ("scheduler", "DDPM", "DDIMScheduler"),
+        ("steps", 99, 50),
+        ("guidance_scale", 3, 2.0),
+    ):
+        code, _ = run(*measured, f"--{option}", value)
+        assert code.startswith(f"error: --{option} must be {right}, as samples.json in {folder} says, got ")
+    assert not (tmp_path / "out").exists()

@@ -1,11 +1,13 @@
+from .config import EvaluationConfig
 from .frechet import Gaussian, frechet_distance, gaussian_of
-from .image_sets import open_images
 from .inception_score import inception_score
 from .kernel_distances import cmmd, kid
 from .manifolds import precision_recall
+from .npz_images import open_images
+from .prompts import read_image_prompts
 from .protocols import ADM_METRICS, METRICS, PROTOCOLS, Protocol, SampleFacts
-from .run import EvaluationConfig, check_weights, evaluate
-from .sampling import SamplingConfig, make_samples, read_facts
+from .run import check_weights, evaluate
+from .sampling import SamplingConfig, make_samples, pipeline_identity, read_facts
 
 __all__ = [
     "ADM_METRICS",
@@ -25,6 +27,8 @@ __all__ = [
     "kid",
     "make_samples",
     "open_images",
+    "pipeline_identity",
     "precision_recall",
     "read_facts",
+    "read_image_prompts",
 ]

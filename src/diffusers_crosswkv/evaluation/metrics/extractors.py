@@ -1,6 +1,5 @@
 """What is computed of batches of images: Inception's features, CLIP's."""
 
-import unicodedata
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -52,7 +51,8 @@ class ClipScores:
 
     That is torchmetrics' CLIPScore before the mean. Images are resized by Pillow whatever else is installed, so that
     figures of two machines agree. Any model of transformers with embeddings of text and of images will do: CLIP,
-    AltCLIP, SigLIP, SigLIP 2, Chinese CLIP.
+    AltCLIP, SigLIP, SigLIP 2, Chinese CLIP. The SigLIPs get their prompts as they were trained: in small letters, at
+    full length, and without a mask (arXiv:2502.14786).
 
     Args:
         model: a folder or an id on the Hub; only safetensors weights are read.
@@ -63,13 +63,15 @@ class ClipScores:
     """
 
     def __init__(self, model: str, prompts: Sequence[str], device: torch.device):
-        self.model, self.prompts, self.device = model, list(prompts), device
+        self.model, self.device = model, device
         self.weights = weights_of(model)
         self.config = load(transformers.AutoConfig, model)
         self.tokenizer = load(transformers.AutoTokenizer, model)
+        self.is_siglip = self.config.model_type.startswith("siglip")
+        self.texts = [prompt.lower() for prompt in prompts] if self.is_siglip else list(prompts)
 
     def identity(self, start: int, stop: int) -> str:
-        return f"clip score {self.weights} {digest(self.prompts[start:stop])}"
+        return f"clip score {self.weights} {digest(self.texts[start:stop])}"
 
     @cached_property
     def image_processor(self) -> Any:
@@ -79,24 +81,38 @@ class ClipScores:
     def network(self) -> Any:
         return load(transformers.AutoModel, self.model, use_safetensors=True).eval().to(self.device)
 
+    def check(self) -> None:
+        """
+        Raises:
+            OSError: a file of the model is missing and cannot be downloaded.
+            ValueError: the model does not embed images and texts.
+        """
+        network = self.network
+        if not (hasattr(network, "get_image_features") and hasattr(network, "get_text_features")):
+            raise ValueError(
+                f"{self.model} must embed images and texts as CLIP does, got {type(network).__name__}; name another."
+            )
+        _ = self.image_processor
+
     @property
     def max_tokens(self) -> int:
         return min(self.tokenizer.model_max_length, self.config.text_config.max_position_embeddings)
 
     def cut_prompts(self) -> int:
         """How many prompts the model does not read to their end."""
-        lengths = [len(ids) for ids in self.tokenizer(self.prompts).input_ids]
+        lengths = [len(ids) for ids in self.tokenizer(self.texts).input_ids]
         return sum(length > self.max_tokens for length in lengths)
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray, start: int) -> dict[str, torch.Tensor]:
         pixels = self.image_processor(list(map(Image.fromarray, images)), return_tensors="pt").to(self.device)
         tokens = self.tokenizer(
-            self.prompts[start : start + len(images)],
-            padding="max_length" if self.config.model_type.startswith("siglip") else True,  # as SigLIP was trained
+            self.texts[start : start + len(images)],
+            padding="max_length" if self.is_siglip else True,
             truncation=True,
             max_length=self.max_tokens,
             return_tensors="pt",
+            return_attention_mask=not self.is_siglip,
         ).to(self.device)
         of_images = self.network.get_image_features(**pixels).pooler_output.float()
         of_prompts = self.network.get_text_features(**tokens).pooler_output.float()
@@ -118,6 +134,13 @@ class ClipEmbeddings:
     def network(self) -> Any:
         network = load(transformers.CLIPVisionModelWithProjection, self.model, use_safetensors=True)
         return network.eval().to(self.device)
+
+    def check(self) -> None:
+        """
+        Raises:
+            OSError: the weights are missing and cannot be downloaded.
+        """
+        _ = self.network
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray, start: int) -> dict[str, torch.Tensor]:
@@ -159,17 +182,3 @@ def weights_of(model: str) -> str:
         files = sorted(folder.glob("*.safetensors"))
         return f"{folder.name} sha256:{digest([sha256(path) for path in files])}"
     return f"{model} commit:{load(transformers.AutoConfig, model)._commit_hash}"
-
-
-def check_english(prompts: Sequence[str]) -> None:
-    """Refuse prompts in scripts that an English CLIP has not learned.
-
-    Raises:
-        ValueError: so. Other languages in Latin letters cannot be told apart and are let through.
-    """
-    for number, prompt in enumerate(prompts):
-        if any(c.isalpha() and not unicodedata.name(c, "").startswith("LATIN") for c in prompt):
-            raise ValueError(
-                f"`clip_score` must have English prompts, but number {number} is {prompt!r}; "
-                "ask for `clip_score_multilingual`."
-            )

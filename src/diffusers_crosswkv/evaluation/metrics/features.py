@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from accelerate import PartialState
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from tqdm.auto import tqdm
 
@@ -70,5 +70,8 @@ class FeatureFiles:
         path = self._path(start, stop)
         if not path.is_file():
             return False
-        with safe_open(path, "pt") as file:
-            return file.metadata() == self._metadata(start, stop)
+        try:
+            with safe_open(path, "pt") as file:
+                return file.metadata() == self._metadata(start, stop)
+        except SafetensorError:  # damaged since: it is made again
+            return False

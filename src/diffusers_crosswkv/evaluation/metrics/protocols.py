@@ -19,7 +19,7 @@ class SampleFacts:
         sampler: the scheduler's class, such as `DDPMScheduler`.
         steps: denoising steps.
         guidance: scale of classifier-free guidance.
-        model: which pipeline, commit included.
+        model: which pipeline: name, and commit of the Hub or hash of the folder.
         seed: of the first image.
     """
 
@@ -105,7 +105,7 @@ def refuse(name: str, asked: list[Mismatch]) -> None:
 
 
 def result_name(metric: str, samples: ImageSet, count: int, facts: SampleFacts, reference: ImageSet | None) -> str:
-    """One line that no two protocols share."""
+    """One line for people, which figures of different protocols do not share; [`SAME`] of rows has all the rest."""
     height, width = samples.size
     against = "" if reference is None else f", reference {Path(reference.name).name}, resize {reference.resize}"
     return f"{metric}: {count} samples of {width} x {height}, {facts.label()}{against}"

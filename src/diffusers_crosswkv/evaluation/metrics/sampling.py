@@ -3,7 +3,7 @@
 import inspect
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,18 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ...data.image_folder import walk
 from ...files import write_json, write_whole
-from .protocols import SampleFacts, of_samples, refuse
+from .image_sets import digest
+from .protocols import SampleFacts
+from .weights import sha256
 
 SETTINGS = "samples.json"
 OPTIONAL = ("num_inference_steps", "guidance_scale", "height", "width")
 MAX_SEED = 2**32 - 1
+PIPELINE_FILES = (".json", ".safetensors", ".txt", ".model")  # settings, weights, tokenizers
+
+Check = Callable[[SampleFacts, tuple[int, int] | None], None]
 
 
 @dataclass(frozen=True)
@@ -67,44 +73,63 @@ def make_samples(
     model: dict[str, Any],
     load: Callable[[], DiffusionPipeline],
     state: PartialState,
-    protocol: str | None = None,
+    check: Check | None = None,
 ) -> SampleFacts:
     """Make the images that are missing in `folder`, `<index>.png`, each written whole; returns when all are there.
 
+    More may be asked for later: those that are there stay, but for a last batch that was not full.
+
     Args:
-        model: what names the pipeline, for [`SETTINGS`].
+        model: `name`, for people, and whatever tells the pipeline from others: see [`pipeline_identity`].
         load: called only if there is something to make.
-        protocol: refuse what it does not measure, before the second batch at the latest.
+        check: raises ValueError for samples not wanted: before the first, and with their size after the first batch.
 
     Raises:
-        ValueError: the folder holds images of other settings, the pipeline takes no such argument, or a safety checker
-            has blackened an image.
+        ValueError: the folder holds other images or those of other settings, the pipeline takes no such argument, or a
+            safety checker has blackened an image.
     """
     config.check()
-    asked = json.loads(json.dumps({"model": model, **asdict(config)}))  # as it is read back
-    settings = folder / SETTINGS
-    if settings.is_file():
-        check_same(json.loads(settings.read_text(encoding="utf-8"))["asked"], asked, folder)
+    asked = settings_of(config, model)
+    check_folder(folder, asked)
     state.wait_for_everyone()
-    starts = range(0, config.num_samples, config.batch_size)[state.process_index :: state.num_processes]
-    batches = [range(start, min(start + config.batch_size, config.num_samples)) for start in starts]
-    missing = [batch for batch in batches if not all(image_path(folder, i).is_file() for i in batch)]
-    if missing or not settings.is_file():
+    missing = missing_batches(config, folder, state)
+    if missing or not (folder / SETTINGS).is_file():
         pipeline = load()
         arguments, facts = call_arguments(pipeline, config), facts_of(pipeline, config, model)
-        if protocol is not None:
-            refuse(protocol, of_samples(protocol, config.num_samples, facts))
+        if check is not None:
+            check(facts, None)
         if state.is_main_process:
-            write_json(settings, {"asked": asked, "facts": asdict(facts)}, indent=2)
-        title = f"samples (process 1 of {state.num_processes})" if state.num_processes > 1 else "samples"
-        with tqdm(total=sum(map(len, missing)), desc=title, unit="image", disable=not state.is_main_process) as bar:
-            for batch in missing:
-                size = make_batch(pipeline, config, batch, arguments, folder)
-                if protocol is not None:
-                    refuse(protocol, of_samples(protocol, config.num_samples, facts, size))
-                bar.update(len(batch))
+            write_json(folder / SETTINGS, {"asked": asked, "facts": asdict(facts)}, indent=2)
+    state.wait_for_everyone()  # no image without its settings, whenever the run is stopped
+    for batch in progress(missing, state):
+        size = make_batch(pipeline, config, batch, arguments, folder)
+        if check is not None and batch is missing[0]:
+            check(facts, size)
     state.wait_for_everyone()
     return read_facts(folder) or SampleFacts()
+
+
+def missing_batches(config: SamplingConfig, folder: Path, state: PartialState) -> list[range]:
+    """Those of this process of which an image is not there."""
+    starts = range(0, config.num_samples, config.batch_size)[state.process_index :: state.num_processes]
+    batches = [range(start, min(start + config.batch_size, config.num_samples)) for start in starts]
+    return [batch for batch in batches if not all(image_path(folder, i).is_file() for i in batch)]
+
+
+def progress(batches: list[range], state: PartialState) -> Iterator[range]:
+    """The batches, behind a bar that counts images."""
+    title = f"samples (process 1 of {state.num_processes})" if state.num_processes > 1 else "samples"
+    hidden = not (batches and state.is_main_process)
+    with tqdm(total=sum(map(len, batches)), desc=title, unit="image", disable=hidden) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(len(batch))
+
+
+def settings_of(config: SamplingConfig, model: dict[str, Any]) -> dict[str, Any]:
+    """What all images of a folder have in common, as it is read back."""
+    settings = {name: value for name, value in (model | asdict(config)).items() if name not in ("name", "num_samples")}
+    return json.loads(json.dumps(settings))
 
 
 def make_batch(
@@ -144,28 +169,61 @@ def facts_of(pipeline: DiffusionPipeline, config: SamplingConfig, model: dict[st
         getattr(config, name) if getattr(config, name) is not None or name not in known else known[name].default
         for name in ("num_inference_steps", "guidance_scale")
     )
-    name = " ".join(f"{value}" for value in (model.get("model"), model.get("revision")) if value)
+    name = " ".join(str(model[key]) for key in ("name", "weights") if key in model)
     return SampleFacts(type(pipeline.scheduler).__name__, steps, guidance, name, config.seed)
+
+
+def pipeline_identity(folder: Path) -> str:
+    """A hash of what a pipeline's folder holds: settings, weights, tokenizers; not of its place."""
+    paths = [path for path in (*folder.glob("*"), *folder.glob("*/*")) if path.suffix in PIPELINE_FILES]
+    parts = [f"{path.relative_to(folder).as_posix()} {sha256(path)}" for path in sorted(paths) if path.is_file()]
+    return f"sha256:{digest(parts)}"
+
+
+def read_settings(folder: Path) -> dict[str, Any] | None:
+    """What [`make_samples`] wrote; None where there is nothing of the kind."""
+    try:
+        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        return {"asked": dict(settings["asked"]), "facts": SampleFacts(**settings["facts"])}
+    except (OSError, ValueError, KeyError, TypeError):  # no file, or another program's
+        return None
 
 
 def read_facts(folder: Path) -> SampleFacts | None:
     """Of samples that [`make_samples`] made; None of others."""
-    path = folder / SETTINGS
-    if not path.is_file():
-        return None
-    return SampleFacts(**json.loads(path.read_text(encoding="utf-8"))["facts"])
+    settings = read_settings(folder)
+    return None if settings is None else settings["facts"]
 
 
-def check_same(made: dict[str, Any], asked: dict[str, Any], folder: Path) -> None:
-    other = [name for name in made | asked if made.get(name) != asked.get(name)]
+def check_folder(folder: Path, asked: dict[str, Any]) -> None:
+    """Refuse images that were not made so."""
+    settings = read_settings(folder)
+    if settings is None:
+        there = next(walk(folder), SETTINGS if (folder / SETTINGS).exists() else None)
+        if there is not None:
+            raise ValueError(
+                f"{folder} must be empty or hold samples of an earlier run, but {there} is there without the record "
+                f"({SETTINGS}) that such a run keeps; choose another --output_dir, or measure images by --samples."
+            )
+        return
+    made = settings["asked"]
+    other = [
+        "prompts" if name == "prompts" else f"{name}: {made.get(name)}, asked {asked.get(name)}"
+        for name in made | asked
+        if made.get(name) != asked.get(name)
+    ]
     if other:
         raise ValueError(
-            f"{folder} holds samples of other settings ({', '.join(other)}); choose another --output_dir or delete it."
+            f"{folder} holds samples of other settings ({'; '.join(other)}); choose another --output_dir or delete it."
         )
 
 
+def image_name(index: int) -> str:
+    return f"{index:06d}.png"
+
+
 def image_path(folder: Path, index: int) -> Path:
-    return folder / f"{index:06d}.png"
+    return folder / image_name(index)
 
 
 def png(image: Image.Image) -> bytes:

@@ -1,9 +1,12 @@
+import zipfile
+
 import numpy as np
 import pytest
 from pictures import picture, write_image
 from PIL import Image
 
 from diffusers_crosswkv.evaluation.metrics import open_images
+from diffusers_crosswkv.evaluation.metrics.image_sets import SomeImages
 
 
 def save_batch(path, count=7, side=5, compressed=False, **more):
@@ -20,6 +23,35 @@ def test_a_batch_is_read_in_parts(tmp_path, compressed):
     np.testing.assert_array_equal(batch.read(0, 7), images)
     np.testing.assert_array_equal(batch.read(2, 5), images[2:5])
     assert len({batch.identity(0, 2), batch.identity(2, 4)}) == 2
+
+
+def test_a_batch_is_read_through_once(tmp_path, monkeypatch):
+    """Each call that starts anew reads, and decompresses, all that lies before."""
+    images = save_batch(tmp_path / "a.npz", compressed=True)
+    batch, opened, open_it = open_images(tmp_path / "a.npz"), [], zipfile.ZipFile.open
+    monkeypatch.setattr(zipfile.ZipFile, "open", lambda *call: (opened.append(1), open_it(*call))[1])
+    for index in (0, 2, 5):
+        np.testing.assert_array_equal(batch.read(index, index + 1), images[index : index + 1])
+    assert len(opened) == 1
+    np.testing.assert_array_equal(batch.read(1, 3), images[1:3])
+    assert len(opened) == 2, "backwards"
+
+
+def test_a_damaged_batch(tmp_path):
+    save_batch(tmp_path / "a.npz", side=40)
+    content = bytearray((tmp_path / "a.npz").read_bytes())
+    content[-2000] ^= 1  # a pixel
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a.npz is damaged at its images 0 to 6 \(Bad CRC"):
+        open_images(tmp_path / "a.npz").read(0, 7)
+
+
+def test_some_images_of_a_set(tmp_path):
+    images = save_batch(tmp_path / "a.npz")
+    some = SomeImages(open_images(tmp_path / "a.npz"), [0, 3, 4, 6])
+    assert (len(some), some.size) == (4, (5, 6))
+    np.testing.assert_array_equal(some.read(1, 4), images[[3, 4, 6]])
+    assert some.identity(0, 2) != some.identity(1, 3)
 
 
 def test_statistics_of_a_reference_batch(tmp_path):
@@ -43,9 +75,12 @@ def test_batches_that_are_none(tmp_path):
     np.savez(tmp_path / "objects.npz", np.array([{}, {}], dtype=object))
     with pytest.raises(ValueError, match=r"got \[2\] object"):
         open_images(tmp_path / "objects.npz")
-    np.savez(tmp_path / "code.npz", mu=np.array([print], dtype=object), sigma=np.array([print], dtype=object))
+    np.savez(tmp_path / "code.npz", mu=np.array([print], dtype=object), sigma=np.array([[print]], dtype=object))
     with pytest.raises(ValueError, match="allow_pickle=False"):
         _ = open_images(tmp_path / "code.npz").gaussians
+    np.savez(tmp_path / "flat.npz", mu=np.zeros(3), sigma=np.zeros(3))
+    with pytest.raises(ValueError, match=r"a mean `\[D\]` and its covariance `\[D, D\]`, got \[3\] and \[3\]"):
+        open_images(tmp_path / "flat.npz")
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
     with pytest.raises(ValueError, match=r"must hold arr_0 or statistics, got x.npy"):
         open_images(tmp_path / "other.npz")
@@ -68,6 +103,24 @@ def test_a_folder(tmp_path):
     before = folder.identity(0, 3)
     write_image(tmp_path / "a.png", 6, 9, 4)
     assert folder.identity(0, 3) != before and folder.identity(1, 3) == open_images(tmp_path).identity(1, 3)
+
+
+def test_numbers_in_names_are_ordered_as_numbers(tmp_path):
+    names = ["0.png", "2.png", "10.png", "a/img_9.png", "a/img_010.png", "a/img_11.png"]
+    for name in reversed(names):
+        write_image(tmp_path / name)
+    assert open_images(tmp_path).files == names
+
+
+def test_a_damaged_image(tmp_path):
+    write_image(tmp_path / "0.png")
+    whole = write_image(tmp_path / "1.png").read_bytes()
+    (tmp_path / "1.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=rf"Images must be whole, but 1.png in {tmp_path} .*; repair or delete it"):
+        open_images(tmp_path).read(0, 2)
+    (tmp_path / "0.png").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"but 0.png in"):
+        _ = open_images(tmp_path).size
 
 
 def test_a_folder_of_sizes(tmp_path):

@@ -2,10 +2,19 @@ import functools
 
 import numpy as np
 import pytest
+import torch
 from accelerate import PartialState
 from PIL import Image
 
-from diffusers_crosswkv.evaluation.metrics import SamplingConfig, make_samples, protocols, read_facts, sampling
+from diffusers_crosswkv.evaluation.metrics import (
+    EvaluationConfig,
+    SamplingConfig,
+    make_samples,
+    pipeline_identity,
+    protocols,
+    read_facts,
+    sampling,
+)
 
 PROMPTS = ("a handwritten one", "a handwritten two", "a handwritten three")
 
@@ -15,10 +24,10 @@ def sample(make_pipeline, tmp_path):
     """Samples of the tiny pipeline; `sample.made` counts images."""
     pipeline = make_pipeline()
 
-    def call(folder="samples", load=lambda: pipeline, protocol=None, **changes):
+    def call(folder="samples", load=lambda: pipeline, check=None, weights="some", **changes):
         settings = {"num_samples": 5, "batch_size": 2, "num_inference_steps": 2, "guidance_scale": 2.0} | changes
-        config = SamplingConfig(PROMPTS, **settings)
-        return make_samples(config, tmp_path / folder, {"model": "tiny"}, load, PartialState(cpu=True), protocol)
+        config, model = SamplingConfig(PROMPTS, **settings), {"name": "tiny", "weights": weights}
+        return make_samples(config, tmp_path / folder, model, load, PartialState(cpu=True), check)
 
     return call
 
@@ -65,19 +74,63 @@ def test_an_image_depends_on_its_seed_and_prompt(sample, tmp_path):
 
 
 def test_other_settings_are_refused(sample):
-    sample(num_samples=1)
-    with pytest.raises(ValueError, match=r"holds samples of other settings \(num_samples, seed\)"):
+    sample(num_samples=1, num_inference_steps=1)
+    with pytest.raises(
+        ValueError, match=r"samples of other settings \(seed: 0, asked 1; num_inference_steps: 1, asked 2\)"
+    ):
         sample(num_samples=2, seed=1)
+    with pytest.raises(ValueError, match=r"\(weights: some, asked others\); choose another --output_dir"):
+        sample(num_samples=1, num_inference_steps=1, weights="others")
+
+
+def test_more_samples_are_those_of_a_run_that_asked_for_all(sample, tmp_path):
+    sample("whole", num_samples=4, num_inference_steps=1)
+    sample("grown", num_samples=3, num_inference_steps=1)
+    first = (tmp_path / "grown/000000.png").stat().st_mtime_ns
+    sample("grown", num_samples=4, num_inference_steps=1)
+    whole, grown = pixels(tmp_path / "whole"), pixels(tmp_path / "grown")
+    assert len(grown) == 4 and all((whole[name] == grown[name]).all() for name in whole)
+    assert (tmp_path / "grown/000000.png").stat().st_mtime_ns == first
+
+
+def test_an_identity_is_that_of_what_a_folder_holds(make_pipeline, tmp_path):
+    pipeline = make_pipeline()
+    for name in ("one", "other"):
+        pipeline.save_pretrained(tmp_path / name)
+    (tmp_path / "other/note.md").write_text("mine")
+    identity = pipeline_identity(tmp_path / "one")
+    assert identity.startswith("sha256:") and pipeline_identity(tmp_path / "other") == identity
+    with torch.no_grad():
+        next(pipeline.unet.parameters()).add_(1)
+    pipeline.save_pretrained(tmp_path / "other")
+    assert pipeline_identity(tmp_path / "other") != identity
+    (tmp_path / "one/scheduler/scheduler_config.json").write_text("{}")
+    assert pipeline_identity(tmp_path / "one") != identity
+
+
+@pytest.mark.parametrize("name", ["grid.png", "samples.json"])
+def test_a_folder_of_something_else_is_refused(sample, tmp_path, name):
+    path = tmp_path / "samples" / name
+    path.parent.mkdir()
+    path.write_text("{}")
+    with pytest.raises(ValueError, match=f"must be empty or hold samples of an earlier run, but {name} is there"):
+        sample()
+    assert read_facts(tmp_path / "samples") is None and [*path.parent.iterdir()] == [path]
 
 
 def test_a_protocol_is_held_before_much_is_made(sample, tmp_path, monkeypatch):
     monkeypatch.setitem(protocols.PROTOCOLS, "small", protocols.Protocol(4, "nothing", num_samples=5, steps=2,
                         sampler="DPMSolverMultistepScheduler"))  # fmt: skip
+    config = EvaluationConfig(tmp_path / "samples", tmp_path, ("is",), protocol="small")
+
+    def check(facts, size):
+        config.check_samples(5, facts, size)
+
     with pytest.raises(ValueError, match="steps must be 2, got 3"):
-        sample(protocol="small", num_inference_steps=3)
+        sample(check=check, num_inference_steps=3)
     assert not (tmp_path / "samples").exists()
     with pytest.raises(ValueError, match=r"size of samples must be \(4, 4\), got \(8, 8\)"):
-        sample(protocol="small")
+        sample(check=check)
     assert len(pixels(tmp_path / "samples")) == 2
 
 
