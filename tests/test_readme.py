@@ -71,7 +71,7 @@ def tracking_figures():
     arms = ("wkv7, rate to 1", "diagonal", "softmax")
     ours = of(swaps, arm="wkv7, rate to 2")
     yield (
-        "{least:.1%} of tokens or more with {seeds} seeds",
+        "at least {least:.1%} of tokens with {seeds} seeds",
         {
             "least": min(row["accuracy"]["256"] for row in ours),
             "seeds": len(ours),
