@@ -9,6 +9,8 @@ import argparse
 import sys
 from pathlib import Path
 
+import torch
+
 from diffusers_crosswkv.robustness.arms import ARMS, PRESETS
 from diffusers_crosswkv.robustness.report import write_report
 from diffusers_crosswkv.robustness.suite import run_arm
@@ -23,6 +25,7 @@ def main() -> int:
     parser.add_argument("--report-only", action="store_true", help="from the rows that are there")
     arguments = parser.parse_args()
     folder = arguments.output_dir / arguments.preset
+    torch.set_num_threads(1)  # so small models are slower with more
     try:
         if not arguments.report_only:
             for arm in arguments.arms:
