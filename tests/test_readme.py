@@ -110,7 +110,17 @@ def robustness_figures():
     )
 
 
-FIGURES = (alignment_figures, tracking_figures, othello_figures, robustness_figures)
+def pipeline_figures():
+    rows = rows_of("pipeline/cpu.jsonl")
+    steps = of(rows, direction="step", width=256)
+    sides = [(length, side) for length in (77, 4000) for side in ("softmax", "state")]
+    times = [of(steps, text_tokens=length, implementation=side)[0]["median_ms"] for length, side in sides]
+    yield "{0:.0f} and {1:.0f} ms at 77 tokens, {2:.0f} and {3:.0f} ms at 4,000", times
+    peaks = {r["implementation"]: r["peak_bytes"] / 1e9 for r in of(rows, direction="process: as loaded")}
+    yield "{state:.2f} GB at its height as loaded, softmax {softmax:.2f} GB", peaks
+
+
+FIGURES = (pipeline_figures, alignment_figures, tracking_figures, othello_figures, robustness_figures)
 
 
 @pytest.mark.parametrize("figures", FIGURES, ids=lambda f: f.__name__)
