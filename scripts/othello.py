@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from diffusers_crosswkv.evaluation.command import run_command
 from diffusers_crosswkv.othello.lessons import LESSONS
 from diffusers_crosswkv.othello.report import write_report
 from diffusers_crosswkv.othello.suite import DEFAULT_LESSONS, MIXERS, PRESETS, run_suite
@@ -30,16 +31,13 @@ def main() -> int:
     torch.set_num_threads(arguments.threads)
     folder = arguments.output_dir / arguments.preset
     report = arguments.report_dir or (Path("benchmarks/othello") if arguments.preset == "small" else folder / "report")
-    try:
+
+    def work() -> None:
         if not arguments.report_only:
             run_suite(PRESETS[arguments.preset], folder, arguments.mixers, arguments.lessons, arguments.device)
         print(write_report(folder, report))
-    except KeyboardInterrupt as stopped:
-        print(f"{stopped or 'Stopped.'} Run the same command to go on.")
-        return 130
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    return 0
+
+    return run_command(work)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from diffusers_crosswkv.evaluation.command import run_command
 from diffusers_crosswkv.robustness.arms import ARMS, PRESETS
 from diffusers_crosswkv.robustness.report import write_report
 from diffusers_crosswkv.robustness.suite import run_arm
@@ -26,18 +27,15 @@ def main() -> int:
     arguments = parser.parse_args()
     folder = arguments.output_dir / arguments.preset
     torch.set_num_threads(1)  # so small models are slower with more
-    try:
+
+    def work() -> None:
         if not arguments.report_only:
             for arm in arguments.arms:
                 run_arm(arm, arguments.preset, folder)
         usual = Path("benchmarks/robustness") if arguments.preset == "default" else folder / "report"
         print(write_report(arguments.preset, folder, arguments.report_dir or usual))
-    except KeyboardInterrupt as stopped:
-        print(f"{stopped or 'Stopped.'} Run the same command to go on.")
-        return 130
-    except (OSError, ValueError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
-    return 0
+
+    return run_command(work)
 
 
 if __name__ == "__main__":

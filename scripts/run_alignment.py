@@ -11,6 +11,7 @@ from pathlib import Path
 
 from diffusers_crosswkv.alignment.report import write_report
 from diffusers_crosswkv.alignment.suite import ARMS, PRESETS, RECALLS, run_jobs
+from diffusers_crosswkv.evaluation.command import run_command
 
 
 def main() -> int:
@@ -26,22 +27,19 @@ def main() -> int:
     parser.add_argument("--report-only", action="store_true", help="from the rows that are there")
     arguments = parser.parse_args()
     folder = arguments.output_dir / arguments.preset
-    failure = None
-    try:
+
+    def work() -> None:
+        failure = None
         if not arguments.report_only:
             try:
                 run_jobs(arguments.preset, folder, arguments.arms, arguments.seeds, arguments.jobs)
             except RuntimeError as error:
                 failure = error
         print(write_report(arguments.preset, folder, arguments.report_dir or folder / "report"))
-    except KeyboardInterrupt as stopped:
-        print(f"{stopped or 'Stopped.'} Run the same command to go on.")
-        return 130
-    except (OSError, ValueError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
-    if failure:
-        sys.exit(f"error: {failure}")
-    return 0
+        if failure:
+            sys.exit(f"error: {failure}")
+
+    return run_command(work)
 
 
 if __name__ == "__main__":

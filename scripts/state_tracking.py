@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from diffusers_crosswkv.evaluation.command import run_command
 from diffusers_crosswkv.state_tracking.automata import TASKS
 from diffusers_crosswkv.state_tracking.cells import ARMS, QUICK, setup_of
 from diffusers_crosswkv.state_tracking.report import write_report
@@ -34,16 +35,13 @@ def main() -> int:
     torch.set_num_threads(1)
     folder = arguments.output_dir or Path("runs" if arguments.quick else "benchmarks", "state_tracking")
     cells = cells_of(arguments.tasks, arguments.arms, arguments.layers, arguments.seeds)
-    try:
+
+    def work() -> None:
         if not arguments.report_only:
             run_suite(folder / ROWS, cells, arguments.jobs, (lambda _: QUICK) if arguments.quick else setup_of)
         print(write_report(folder))
-    except KeyboardInterrupt:
-        print("Stopped. Run the same command to go on.")
-        return 130
-    except (OSError, ValueError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
-    return 0
+
+    return run_command(work)
 
 
 if __name__ == "__main__":

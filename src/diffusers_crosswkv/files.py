@@ -2,7 +2,9 @@
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -19,6 +21,18 @@ def write_whole(path: Path, content: bytes) -> None:
 def write_json(path: Path, value: object, indent: int | None = None) -> None:
     """Write `value` beside `path`, then rename."""
     write_whole(path, (json.dumps(value, ensure_ascii=False, indent=indent) + "\n").encode())
+
+
+def write_json_lines(path: Path, values: Iterable[object]) -> None:
+    """Write a line per value beside `path`, then rename."""
+    write_whole(path, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values).encode())
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """The value of each line; none if there is no file."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def holds_something(folder: Path) -> bool:

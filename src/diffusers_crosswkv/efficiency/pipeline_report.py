@@ -6,6 +6,7 @@ from pathlib import Path
 from ..evaluation import plots
 from ..evaluation.kernel_report import Results, load, machine
 from ..evaluation.kernel_rows import Row
+from ..evaluation.pages import not_run_sections, when_and_where_from, write_page
 from ..evaluation.prompt_length import SOFTMAX
 from ..evaluation.prompt_length_report import STYLES
 from ..evaluation.tables import NOT_RUN, markdown
@@ -42,24 +43,17 @@ def write_report(folder: Path) -> str:
     """Write `README.md` and plots beside the rows, `<device>.jsonl`; returns the page."""
     paths = sorted(folder.glob("*.jsonl"))
     sections = [section(folder, name, results) for path in paths for name, results in load(path).items()]
-    missing = [device for device in COMMANDS if device not in {path.stem for path in paths}]
-    sections += [f"## {device}\n\n**{NOT_RUN}**. Command: `{COMMANDS[device]}`." for device in missing]
-    page = "\n\n".join([INTRODUCTION, *sections]) + "\n"
-    (folder / "README.md").write_text(page, encoding="utf-8")
-    return page
+    return write_page(folder, [INTRODUCTION, *sections, *not_run_sections(COMMANDS, paths)])
 
 
 def section(folder: Path, name: str, results: Results) -> str:
     """Of one machine and dtype."""
     first = results.rows[0]
-    dates = sorted({row["date"] for row in results.rows})
-    commits = ", ".join(sorted({row["commit"] or "unknown" for row in results.rows}))
     loads = [row["load_average"] for row in results.rows]
     versions = ", ".join(f"{x} {first[x]}" for x in ("torch", "diffusers", "transformers"))
     parts = [
         f"## {machine(results)}",
-        f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}; commit {commits}; {versions}; "
-        f"load average before a part {min(loads)} to {max(loads)}.",
+        f"{when_and_where_from(results.rows)}; {versions}; load average before a part {min(loads)} to {max(loads)}.",
     ]
     for preset in dict.fromkeys(row["kind"] for row in results.rows):
         parts += of_preset(folder, name, results, preset)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from .command import run_command
 from .kernel_benchmark import DTYPES, BenchmarkConfig
 
 
@@ -46,12 +47,12 @@ def run_benchmark(
     """Parse, measure, write the page and print it; the exit status of a command."""
     arguments = parse_benchmark(parser)
     folder = arguments.output_dir
-    try:
+
+    def work() -> None:
         config = BenchmarkConfig(
             folder, arguments.device, arguments.dtype, quick=arguments.quick, repetitions=arguments.repetitions
         )
         measure(config)
         print(write_report(folder))
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    return 0
+
+    return run_command(work)

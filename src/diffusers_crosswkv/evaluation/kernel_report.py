@@ -8,6 +8,7 @@ from statistics import geometric_mean
 from . import plots
 from .kernel_cases import IMAGE_TOKENS, KINDS, PLOTTED_LENGTHS, STABLE_DIFFUSION, WIDTHS
 from .kernel_rows import PLACE, SHAPE, Row
+from .pages import when_and_where_from, write_page
 from .tables import markdown
 
 BASELINES = {"layer": "softmax", "attention": "sdpa", "text": "projections", "scan": "fla chunk"}
@@ -207,9 +208,7 @@ def write_report(folder: Path) -> str:
     if missing:
         lines = [f"- {device}: **not run**, there was none. Command: `{COMMANDS[device]}`." for device in missing]
         sections.append("\n".join(["## Other devices", "", *lines]))
-    page = "\n\n".join([INTRODUCTION, *sections]) + "\n"
-    (folder / "README.md").write_text(page, encoding="utf-8")
-    return page
+    return write_page(folder, [INTRODUCTION, *sections])
 
 
 def section(folder: Path, name: str, results: Results) -> str:
@@ -218,13 +217,10 @@ def section(folder: Path, name: str, results: Results) -> str:
     pictures = [f"![{title}]({path.name})" for path, title in draw(folder, name, results)]
     first = results.rows[0]
     versions = ", ".join(f"{x} {first[x]}" for x in ("torch", "triton", "diffusers", "fla") if first[x])
-    dates = sorted({row["date"] for row in results.rows})
-    commits = ", ".join(sorted({row["commit"] or "unknown" for row in results.rows}))
     return "\n\n".join(
         [
             f"## {machine(results)}",
-            f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}; commit {commits}; {versions}. "
-            f"All rows: [{name}.md]({name}.md).",
+            f"{when_and_where_from(results.rows)}; {versions}. All rows: [{name}.md]({name}.md).",
             summaries(results),
             *pictures,
         ]

@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.metadata
-import json
 import platform
 import subprocess
 from collections.abc import Iterable
@@ -15,6 +14,7 @@ import torch
 
 from .. import models
 from ..environment import environment
+from ..files import read_json_lines, write_json_lines
 from . import fla_convention
 from .kernel_cases import Case
 
@@ -78,16 +78,11 @@ class RowFile:
 
     def __init__(self, path: Path):
         self.path = path
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        self.rows = {key_of(row): row for row in map(json.loads, lines)}
+        self.rows = {key_of(row): row for row in read_json_lines(path)}
 
     def put(self, rows: Iterable[Row]) -> None:
         self.rows |= {key_of(row): row for row in rows}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows.values()]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(lines), encoding="utf-8")
-        temporary.replace(self.path)
+        write_json_lines(self.path, self.rows.values())
 
     def find(self, case: Case, name: str, this_run: Row) -> Row | None:
         """The row of one side of a case if it is of the same code, machine and versions, and as many rounds."""

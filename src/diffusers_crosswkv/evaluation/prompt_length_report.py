@@ -6,6 +6,7 @@ from pathlib import Path
 from . import plots
 from .kernel_report import Results, curve, load, machine, row_files
 from .kernel_rows import Row
+from .pages import when_and_where_from, write_page
 from .prompt_length import ENCODE, PRESETS, READ, SCAN, SOFTMAX
 from .tables import markdown
 
@@ -29,20 +30,16 @@ def write_report(folder: Path) -> str:
         FileNotFoundError: there are no rows.
     """
     sections = [section(folder, name, results) for path in row_files(folder) for name, results in load(path).items()]
-    page = "\n\n".join([INTRODUCTION, *sections]) + "\n"
-    (folder / "README.md").write_text(page, encoding="utf-8")
-    return page
+    return write_page(folder, [INTRODUCTION, *sections])
 
 
 def section(folder: Path, name: str, results: Results) -> str:
     """Of one machine: what it is, tables, plot."""
     first = results.rows[0]
-    dates = sorted({row["date"] for row in results.rows})
-    commits = ", ".join(sorted({row["commit"] or "unknown" for row in results.rows}))
     versions = ", ".join(f"{x} {first[x]}" for x in ("torch", "triton", "diffusers") if first[x])
     parts = [
         f"## {machine(results)}",
-        f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}; commit {commits}; {versions}.",
+        f"{when_and_where_from(results.rows)}; {versions}.",
     ]
     presets = [preset for preset in PRESETS if results.of(kind=preset)]
     for preset in presets:

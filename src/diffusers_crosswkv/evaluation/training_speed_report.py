@@ -5,6 +5,7 @@ from pathlib import Path
 from . import plots
 from .kernel_report import Results, curve, load, machine, row_files
 from .kernel_rows import Row
+from .pages import not_run_sections, when_and_where_from, write_page
 from .prompt_length import SOFTMAX
 from .prompt_length_report import STYLES, mebibytes, shape
 from .tables import NOT_RUN, markdown
@@ -26,22 +27,16 @@ def write_report(folder: Path) -> str:
     """
     paths = row_files(folder)
     sections = [section(folder, name, results) for path in paths for name, results in load(path).items()]
-    missing = [device for device in COMMANDS if device not in {path.stem for path in paths}]
-    sections += [f"## {device}\n\n**{NOT_RUN}**. Command: `{COMMANDS[device]}`." for device in missing]
-    page = "\n\n".join([INTRODUCTION, *sections]) + "\n"
-    (folder / "README.md").write_text(page, encoding="utf-8")
-    return page
+    return write_page(folder, [INTRODUCTION, *sections, *not_run_sections(COMMANDS, paths)])
 
 
 def section(folder: Path, name: str, results: Results) -> str:
     """Of one machine and dtype: what it is, tables, plot."""
     first = results.rows[0]
-    dates = sorted({row["date"] for row in results.rows})
-    commits = ", ".join(sorted({row["commit"] or "unknown" for row in results.rows}))
     loads = [row["load_average"] for row in results.rows]
     parts = [
         f"## {machine(results)}",
-        f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}; commit {commits}; torch {first['torch']}, "
+        f"{when_and_where_from(results.rows)}; torch {first['torch']}, "
         f"diffusers {first['diffusers']}; load average before a case {min(loads)} to {max(loads)}.",
     ]
     of_shapes: dict[tuple, list[Row]] = {}

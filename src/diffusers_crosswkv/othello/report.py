@@ -1,12 +1,12 @@
 """Page and plots from the rows of the Othello benchmark. Every figure in them is a row's."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ..evaluation.pages import when_and_where_from
 from ..evaluation.tables import NOT_RUN, markdown
-from ..files import write_whole
+from ..files import read_json_lines, write_json_lines, write_whole
 from . import plots
 from .measures import Row
 from .probes import NO_PROBE
@@ -44,9 +44,8 @@ def write_report(folder: Path, report: Path) -> str:
     """
     path, rows = report / "rows.jsonl", collect_rows(folder)
     if rows:
-        write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    results = Results(map(json.loads, lines))
+        write_json_lines(path, rows)
+    results = Results(read_json_lines(path))
     if not results.trainings:
         raise FileNotFoundError(
             f"There are no rows of a training in {folder} or {path}; run it without --report-only."
@@ -68,12 +67,9 @@ def write_report(folder: Path, report: Path) -> str:
 def run(results: Results) -> str:
     """Where, when and with what."""
     first = results.of("training")[0]
-    dates = sorted({row["date"] for row in results.rows})
-    commits = ", ".join(sorted({row["commit"] or "unknown" for row in results.rows}))
-    when = " to ".join(dict.fromkeys((dates[0], dates[-1])))
     return (
-        f"{first['processor']}, {first['threads']} of {first['cores']} cores; {when}; commit {commits}; torch "
-        f"{first['torch']}. All models: {first['layers']} blocks of width {first['width']}, heads of "
+        f"{first['processor']}, {first['threads']} of {first['cores']} cores; {when_and_where_from(results.rows)}; "
+        f"torch {first['torch']}. All models: {first['layers']} blocks of width {first['width']}, heads of "
         f"{first['head_dim']}, {first['batch_size']} games a step, Muon with a rate of {first['learning_rate']:g}, "
         f"seed {first['seed']}."
     )

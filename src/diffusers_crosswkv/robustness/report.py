@@ -1,6 +1,5 @@
 """Tables, plots and a page from the rows that `robustness.suite` left. Every figure in them is a row's."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -9,8 +8,9 @@ from ..alignment.plots import grouped_bars
 from ..alignment.tables import percent
 from ..data.digits import LANGUAGES
 from ..evaluation.alignment import Mean
+from ..evaluation.pages import when_and_where_from
 from ..evaluation.tables import NOT_RUN, markdown
-from ..files import write_whole
+from ..files import write_json_lines, write_whole
 from .arms import ARMS, PRESETS
 from .measuring import TEXTS, Row
 from .plots import Curves, state_curves
@@ -29,8 +29,7 @@ def write_report(preset_name: str, runs: Path, folder: Path) -> str:
         FileNotFoundError: there are no rows.
     """
     rows = rows_of(runs, ARMS)
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_whole(folder / "rows.jsonl", lines.encode())
+    write_json_lines(folder / "rows.jsonl", rows)
     draw_plots(rows, folder)
     page = make_page(preset_name, rows)
     write_whole(folder / "README.md", page.encode())
@@ -147,11 +146,9 @@ def statistics_in(value: object) -> list[dict]:
 def make_page(preset_name: str, rows: Sequence[Row]) -> str:
     preset, first = PRESETS[preset_name], rows[0]
     missing = [arm for arm in ARMS if not of_kind(rows, "prompts").get(arm)]
-    dates = sorted({row["date"] for row in rows})
     parts = [
         INTRODUCTION.format(steps=first["train_steps"], command=COMMAND),
-        f"Preset `{preset_name}`; {' to '.join(dict.fromkeys((dates[0], dates[-1])))}; commit "
-        f"{', '.join(sorted({row['commit'] or 'unknown' for row in rows}))}; {first['processor']}, torch "
+        f"Preset `{preset_name}`; {when_and_where_from(rows)}; {first['processor']}, torch "
         f"{first['torch']}, diffusers {first['diffusers']}; one training per arm, seed {first['seed']}; parameters: "
         + ", ".join(f"{arm} {row['parameters']:,}" for arm, row in of_kind(rows, "prompts").items())
         + ".",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from ..alignment.runs import row_path
 from ..alignment.suite import claim
 from ..environment import environment
 from ..evaluation.kernel_rows import commit, processor
@@ -58,10 +59,6 @@ def measurements(arm: str, preset: Preset) -> Iterator[tuple[str, Callable[[Mode
             which = "with" if with_prefix else "without"
             call = partial(measure_prompts, preset=preset, name=name, with_prefix=with_prefix)
             yield f"prompts-{number}-{which}-endoftext", call
-
-
-def row_path(folder: Path, name: str) -> Path:
-    return folder / "rows" / f"{name}.json"
 
 
 def rows_of(folder: Path, arms: Sequence[str]) -> list[Row]:

@@ -5,10 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..evaluation.tables import NOT_RUN, markdown
+from ..files import read_json_lines
 from .automata import TASKS, TITLES
 from .cells import ARMS, CURRICULUM, Row
 from .plots import accuracy_curves
-from .suite import LAYERS, ROWS, cell_of, cells_of, read_rows
+from .suite import LAYERS, ROWS, cell_of, cells_of
 from .words import HELD_OUT, TRAINED_LENGTH
 
 Groups = Mapping[tuple[str, str, int], Sequence[Row]]
@@ -23,7 +24,7 @@ def write_report(folder: Path) -> str:
     Raises:
         FileNotFoundError: there are no rows.
     """
-    rows = read_rows(folder / ROWS)
+    rows = read_json_lines(folder / ROWS)
     if not rows:
         raise FileNotFoundError(f"There must be rows in {folder / ROWS} to report, but there are none.")
     groups = grouped(rows)

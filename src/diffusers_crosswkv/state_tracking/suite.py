@@ -1,7 +1,6 @@
 """All trainings of the state tracking benchmark, which of them are done, and how to run the others."""
 
 import dataclasses
-import json
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -10,7 +9,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from ..files import write_whole
+from ..files import read_json_lines, write_json_lines
 from .automata import TASKS
 from .cells import ARMS, Cell, Row, Setup, run_cell, setup_of
 
@@ -47,7 +46,7 @@ def run_suite(
     """
     if jobs < 1:
         raise ValueError(f"`jobs` must be at least 1, got {jobs}.")
-    rows = read_rows(path)
+    rows = read_json_lines(path)
     missing = [(cell, setup_of(cell)) for cell in cells if not is_done(rows, cell, setup_of(cell))]
     with tqdm(total=len(cells), initial=len(cells) - len(missing), desc="trainings", unit="training") as bar:
         for row in finished(missing, jobs):
@@ -80,14 +79,8 @@ def cell_of(row: Row) -> Cell:
     return Cell(**{field.name: row[field.name] for field in dataclasses.fields(Cell)})
 
 
-def read_rows(path: Path) -> list[Row]:
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def put(path: Path, row: Row) -> list[Row]:
     """Add a row, in the place of an older one of the same cell; the file is written whole. Returns all rows."""
-    rows = [other for other in read_rows(path) if cell_of(other) != cell_of(row)] + [row]
-    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+    rows = [other for other in read_json_lines(path) if cell_of(other) != cell_of(row)] + [row]
+    write_json_lines(path, rows)
     return rows

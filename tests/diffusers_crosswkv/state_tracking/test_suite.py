@@ -3,10 +3,11 @@ import json
 
 import pytest
 
+from diffusers_crosswkv.files import read_json_lines
 from diffusers_crosswkv.state_tracking import suite
 from diffusers_crosswkv.state_tracking.cells import QUICK, Cell
 from diffusers_crosswkv.state_tracking.report import fewest, percent, write_report
-from diffusers_crosswkv.state_tracking.suite import cells_of, put, read_rows, run_suite
+from diffusers_crosswkv.state_tracking.suite import cells_of, put, run_suite
 
 PARITY = cells_of(tasks=["parity"], arms=["softmax"], layers=[1])
 
@@ -42,7 +43,7 @@ def test_an_interrupted_suite_goes_on(monkeypatch, tmp_path):
     monkeypatch.setattr(suite, "run_cell", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_suite(tmp_path / "rows.jsonl", PARITY, setup_of=quick)
-    assert len(read_rows(tmp_path / "rows.jsonl")) == 1
+    assert len(read_json_lines(tmp_path / "rows.jsonl")) == 1
     monkeypatch.setattr(suite, "run_cell", lambda cell, setup: ran.append(cell) or row_of(cell, setup))
     assert len(run_suite(tmp_path / "rows.jsonl", PARITY, setup_of=quick)) == 3
     assert ran == PARITY

@@ -1,9 +1,8 @@
 """The file of an evaluation's figures."""
 
-import json
 from pathlib import Path
 
-from ...files import write_whole
+from ...files import read_json_lines, write_json_lines
 from ..kernel_rows import Row
 
 RESULTS = "results.jsonl"
@@ -15,9 +14,8 @@ SAME = (  # rows that agree in these are the same measurement, repeated
 
 def put_row(path: Path, row: Row) -> None:
     """Add a row to a file, in the place of one that measured the same; written whole."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    kept = [other for other in map(json.loads, lines) if not is_same(other, row)]
-    write_whole(path, "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in [*kept, row]).encode())
+    kept = [other for other in read_json_lines(path) if not is_same(other, row)]
+    write_json_lines(path, [*kept, row])
 
 
 def is_same(one: Row, other: Row) -> bool:
