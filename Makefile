@@ -73,6 +73,7 @@ $(VENV)/.installed-%: pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (a few minutes the first time)"
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, got " + sys.version)'
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) "pip>=26"  # the one of Python 3.11 takes minutes to resolve what this one does in seconds
 	$(PIP_INSTALL) "torch==2.13.0"
 	$(PIP_INSTALL) --editable ".[$*]"
 	touch $@

@@ -113,7 +113,7 @@ class InvertedDigits:
 
 
 def test_a_tuned_state_draws_in_another_style(pipeline, judge, tmp_path):
-    """3,584 numbers, in a file, make a model that draws white on black draw black on white what the prompt asks.
+    """7,168 numbers, in a file, make a model that draws white on black draw black on white what the prompt asks.
 
     Not as well as the model itself: of 80 digits a tenth would be read right by chance.
     """
@@ -125,7 +125,7 @@ def test_a_tuned_state_draws_in_another_style(pipeline, judge, tmp_path):
     denoiser = train(config, models, InvertedDigits(), progress=False).denoiser
     initial_prompt_state(denoiser).save(tmp_path / "style.safetensors")
     style = PromptState.load(tmp_path / "style.safetensors")
-    assert sum(x.numel() for x in style.states) == 3584
+    assert sum(x.numel() for x in style.states) == 7168
 
     def drawn(**style):
         prompts = [f"a handwritten {i % 10}" for i in range(80)]

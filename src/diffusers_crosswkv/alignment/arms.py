@@ -37,9 +37,13 @@ class Arm:
     prefix: str = ENDOFTEXT
 
 
+STATE: dict[str, Any] = {
+    "head_dim": 64,
+    "gate_rank": 0,
+}  # four features of each of a head's 16 channels, and no gate: the defaults
 MAIN_ARMS = {
     "softmax": Arm(None),
-    "state": Arm("state"),
+    "state": Arm("state", STATE),
     "prefix": Arm("prefix"),
     "paper": Arm("paper"),
     "no text": Arm(None, reads_text=False),
@@ -94,7 +98,7 @@ def build(arm: Arm, preset: Preset, seed: int, mlp_width: int | None = None) -> 
     tokenizer = scene_tokenizer(preset.window)
     text_encoder = make_text_encoder(tokenizer, preset.text_width, preset.text_layers, mlp_width)
     torch.manual_seed(seed)
-    start_alike(text_encoder, make_text_encoder(tokenizer, preset.text_width, preset.text_layers))
+    start_alike(text_encoder, make_text_encoder(tokenizer, preset.text_width, preset.text_layers), True)
     config = preset.unet | {
         "sample_size": preset.resolution // preset.patch,
         "in_channels": 3 * preset.patch**2,
@@ -109,10 +113,17 @@ def build(arm: Arm, preset: Preset, seed: int, mlp_width: int | None = None) -> 
     return Models(unet, text_encoder, tokenizer, DDPMScheduler(**NOISE_SCHEDULE), arm.prefix)
 
 
-def start_alike(model: nn.Module, other: nn.Module) -> None:
-    """Copy the weights of `other` wherever name and shape agree."""
+def start_alike(model: nn.Module, other: nn.Module, as_far_as_both_reach: bool = False) -> None:
+    """Copy the weights of `other` wherever name and shape agree, or the part of them that both have.
+
+    The text encoders' MLPs differ in width alone, and what they start from decides more than the kind of attention:
+    with MLPs drawn anew, one of two trainings of `state` was far behind the other.
+    """
     own = model.state_dict()
-    model.load_state_dict({n: x for n, x in other.state_dict().items() if n in own and x.shape == own[n].shape}, False)
+    for name, x in other.state_dict().items():
+        if name in own and (x.shape == own[name].shape or (as_far_as_both_reach and x.ndim == own[name].ndim)):
+            both = tuple(slice(min(sizes)) for sizes in zip(x.shape, own[name].shape, strict=True))
+            own[name][both] = x[both]  # a state dict's tensors are the module's own
 
 
 @cache

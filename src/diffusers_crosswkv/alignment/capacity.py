@@ -1,7 +1,8 @@
 """How many facts a state holds: recall of values by key from a text of random facts, without any picture.
 
-One layer, one head. The text is a list of facts, each one token that carries a key and a value; a query asks for the
-value of one key. Softmax attention keeps every token and can always look one up; a state `V x K` must hold them all.
+One layer whose state has `K x K` numbers, in one head or several. The text is a list of facts, each one token that
+carries a key and a value; a query asks for the value of one key. Softmax attention keeps every token and can always
+look one up; a state must hold them all.
 """
 
 from collections.abc import Callable
@@ -59,7 +60,7 @@ def make_layer(name: str, width: int, head_dim: int) -> nn.Module:
         feature_map="identity" if without else None,
         decay_rank=16,
         in_context_lr_rank=16,
-        gate_rank=16,
+        gate_rank=0 if fusion == "state" else 16,
         value_rank=16,
     )
 
@@ -86,7 +87,7 @@ def measure_recall(
 
     Args:
         name: `softmax`, `state` or `prefix`; `state without feature map`.
-        head_dim: K = V.
+        head_dim: K, and the layer's width.
     """
     torch.manual_seed(seed)
     model = Reader(make_layer(name, head_dim, head_dim), head_dim)

@@ -21,7 +21,7 @@ from ..models import CrossWKV
 from ..models.text_windows import encode_texts
 from ..pipelines.prompt_encoding import ENDOFTEXT
 from ..training.text import make_text_encoder
-from .arms import scene_tokenizer
+from .arms import STATE, scene_tokenizer
 
 NAMES = (tuple(COLOURS), SHAPES, SIZES)  # class 0 is "not said", of the colour too: then nothing is asked for
 WIDTH, TEXT_WIDTH, HEADS, WINDOW = 48, 64, 4, 20
@@ -71,7 +71,7 @@ def make_layers(name: str, count: int = 3, **options) -> list[nn.Module]:
     if name == "softmax":
         return [Attention(WIDTH, TEXT_WIDTH, heads=HEADS, dim_head=WIDTH // HEADS) for _ in range(count)]
     ranks = dict.fromkeys(("decay_rank", "in_context_lr_rank", "gate_rank", "value_rank"), 8)
-    settings = {"head_dim": 16} | ranks | options
+    settings = {"head_dim": 16} | ranks | (STATE if name == "state" else {}) | options
     return [
         CrossWKV(WIDTH, TEXT_WIDTH, fusion=name, layer_index=i, num_layers=count, **settings) for i in range(count)
     ]

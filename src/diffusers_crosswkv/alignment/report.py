@@ -20,6 +20,7 @@ Row = dict
 MAIN = [name for name in MAIN_ARMS if name != "no text"]
 CONTROLS = ("chance", "real renders")
 SEARCH = "search.jsonl"
+READING_SPLITS, READING_SNRS = ("like training", "very long"), ("1", "0.1", "0.01")
 GRID_SPLITS = (
     "like training",
     "long, early",
@@ -216,8 +217,10 @@ def write_report(preset_name: str, folder: Path, target: Path) -> str:
 
 def search_page(rows: list[Row]) -> str:
     """Every step of the search for the design, failures too, in the order in which they were made."""
-    kinds = ("picture", "loss", "validation", "recall", "grid")
-    pictures, losses, validations, recalls, grids = ([r for r in rows if r["kind"] == f"{x} search"] for x in kinds)
+    kinds = ("picture", "loss", "validation", "reading", "recall", "grid")
+    pictures, losses, validations, readings, recalls, grids = (
+        [r for r in rows if r["kind"] == f"{x} search"] for x in kinds
+    )
     shown = ("colour", "shape", "cell", "binding", "count", "everything")
     tables = {
         "Pictures": markdown(
@@ -239,6 +242,25 @@ def search_page(rows: list[Row]) -> str:
             [
                 [r["arm"], r["change"], str(r["steps"]), *(f"{1000 * x:.1f}" for x in r["loss"].values())]
                 for r in validations
+            ],
+        ),
+        "Validation loss, times 1000, on texts like training and on very long ones": markdown(
+            [
+                "cross-attention",
+                "change",
+                "seed",
+                "steps",
+                *(f"{split}, {snr}" for split in READING_SPLITS for snr in READING_SNRS),
+            ],
+            [
+                [
+                    r["arm"],
+                    r["change"],
+                    str(r["seed"]),
+                    str(r["steps"]),
+                    *(f"{1000 * r['loss'][split][snr]:.1f}" for split in READING_SPLITS for snr in READING_SNRS),
+                ]
+                for r in readings
             ],
         ),
         "Recall of facts by one layer": markdown(

@@ -7,13 +7,15 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
 from ..environment import environment
 from ..files import write_json
-from .arms import MAIN_ARMS, Arm, Preset
+from ..models.feature_maps import PRODUCTS
+from .arms import MAIN_ARMS, STATE, Arm, Preset
 from .capacity import as_row, measure_recall
 from .runs import measure, row_path, train_arm
 
@@ -82,20 +84,25 @@ PRESETS = {"smoke": SMOKE, "small": SMALL, "full": FULL}
 
 
 def ablations(preset: Preset) -> dict[str, Arm]:
-    """What the paper's Table 2 leaves out, its LoRA ranks, and `<|endoftext|>` before the prompt (section 4.4)."""
-    scaled = {
-        name: {rank: max(int(preset.crosswkv[rank] * factor), 1) for rank in RANKS}
-        for name, factor in (("ranks / 4", 0.25), ("ranks x 2", 2))
+    """What the paper's Table 2 leaves out, its LoRA ranks, its `<|endoftext|>` (4.4), and what `state` has instead."""
+    ranks = [rank for rank in RANKS if rank != "gate_rank"]
+    channels = {"head_dim": STATE["head_dim"] // PRODUCTS}  # of a head, which are its features without `quadratic`
+    options: dict[str, dict[str, Any]] = {
+        "no decay LoRA": {"decay_rank": 0},
+        "no rate LoRA": {"in_context_lr_rank": 0},
+        "no value LoRA": {"value_rank": 0},
+        "no group norm": {"output_norm": False},
+        "group norm of the paper": {"norm_eps": channels["head_dim"] * 1e-5},
+        "gate of the paper": {"gate_rank": preset.crosswkv["gate_rank"]},
+        "forward only": {"bidirectional": False},
+        "SiLU": {"feature_map": "silu"} | channels,
+        "no feature map": {"feature_map": "identity"} | channels,
+        "ranks / 4": {rank: max(preset.crosswkv[rank] // 4, 1) for rank in ranks},
+        "ranks x 2": {rank: preset.crosswkv[rank] * 2 for rank in ranks},
     }
-    return {
-        "state, no decay LoRA": Arm("state", {"decay_rank": 0}),
-        "state, no rate LoRA": Arm("state", {"in_context_lr_rank": 0}),
-        "state, no value LoRA": Arm("state", {"value_rank": 0}),
-        "state, group norm": Arm("state", {"output_norm": True}),
-        "state, forward only": Arm("state", {"bidirectional": False}),
-        "state, no feature map": Arm("state", {"feature_map": "identity"}),
-        **{f"state, {name}": Arm("state", options) for name, options in scaled.items()},
-        **{f"{name}, no endoftext": Arm(MAIN_ARMS[name].fusion, prefix="") for name in ("softmax", "state", "paper")},
+    mains = (MAIN_ARMS[name] for name in ("softmax", "state", "paper"))
+    return {f"state, {name}": Arm("state", STATE | changed) for name, changed in options.items()} | {
+        f"{arm.fusion or 'softmax'}, no endoftext": dataclasses.replace(arm, prefix="") for arm in mains
     }
 
 

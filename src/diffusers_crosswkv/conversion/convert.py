@@ -23,9 +23,9 @@ PROJECTIONS = {
     "prefix": {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out.0": "to_out.0"},
     "paper": {"to_q": "to_k", "to_k": "to_q", "to_out.0": "to_out.0"},
 }
-# Products of keys and receptances grow with the head, and nothing divides what is read by their sum. In small trials
-# with heads of 8 to 64 the loss right after conversion was lowest near this gate.
-GATE_TIMES_HEAD_DIM = 4.0
+# Products of keys and receptances grow with the head, and without a normalisation nothing divides what is read by
+# their sum. In small trials with heads of 8 to 64 the loss right after conversion was lowest near this weight.
+WEIGHT_TIMES_HEAD_DIM = 4.0
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,9 @@ def convert_unet(
 
     In `state` and `prefix` fusion every stock weight is copied. In `paper` fusion `to_q` and `to_k` change places
     (there the text is the receptance and the image the key), and `to_v`, which reads the image there, is new. What
-    CrossWKV adds, the parameters with `.crosswkv.` in their names, starts at its initial values; but for the gate of
-    `state` fusion, which starts at 4 / `crosswkv_head_dim` instead of 1 unless what is read is normalised: nothing
-    divides it by the sum of its weights, as softmax does.
+    CrossWKV adds, the parameters with `.crosswkv.` in their names, starts at its initial values; but for the
+    weight of what `state` fusion reads with `crosswkv_output_norm=False`, which starts at 4 / `crosswkv_head_dim`
+    instead of 1: nothing divides it by the sum of its weights, as softmax does.
 
     `unet` is left as it is and shares no memory with the result, so that it can teach it. Dtypes and devices are those
     of `unet`; attention processors, hooks and `requires_grad` are not carried over. Beside the result no further copy
@@ -203,8 +203,8 @@ def fill_new(result: DIR7UNet2DConditionModel, stock: Mapping[str, torch.Tensor]
     for prefix, attn in crosswkv_attentions(result).items():
         place = stock[f"{prefix}.to_q.weight"]
         layer = fresh_layer(result, attn)
-        if layer.fusion == "state" and layer.norm.weight is None:
-            nn.init.constant_(layer.gate_lora.expand.bias, GATE_TIMES_HEAD_DIM / layer.head_dim)
+        if layer.fusion == "state" and layer.norm.bias is None:
+            nn.init.constant_(layer.norm.weight, WEIGHT_TIMES_HEAD_DIM / layer.head_dim)
         attn.crosswkv = layer.to(place.device, place.dtype)
         for projection in PROJECTIONS["state"]:
             linear = attn.get_submodule(projection)

@@ -51,9 +51,7 @@ HOW: dict[str, Kind] = {
         layer_estimate,
         text_sides,
     ),
-    "attention": Kind(
-        lambda case: ["sdpa", "state readout", "state readout, norm and gate"], layer_estimate, attention_sides
-    ),
+    "attention": Kind(lambda case: ["sdpa", "state readout"], layer_estimate, attention_sides),
     "scan": Kind(scan_names, scan_estimate, scan_sides),
 }
 

@@ -7,12 +7,11 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from crosswkv_kernels import state_readout
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import nn
 
 from ..models.attention_processor import FirstValues, PreparedText
-from ..models.crosswkv import previous_tokens
+from ..models.crosswkv import StateNorm, previous_tokens
 from ..models.crosswkv_layers import install_crosswkv
 from ..models.text_scan import scan_text
 from .kernel_cases import (
@@ -116,7 +115,7 @@ def crosswkv_layer(case: Case, hidden_states: torch.Tensor, text: torch.Tensor) 
         prepared = PreparedText((state[:1].double(),), (), FirstValues())
         return copy.deepcopy(attn).double()(hidden_states[:1, :COMPARED_TOKENS].double(), prepared)
 
-    used = [attn.to_q, attn.to_out, attn.crosswkv.gate_lora, attn.crosswkv.norm]
+    used = [attn.to_q, attn.to_out, attn.crosswkv.norm]
     return Side(
         call=call,
         minimal_bytes=tensor_bytes(hidden_states, hidden_states, state) + sum(map(parameter_bytes, used)),
@@ -136,14 +135,11 @@ def attention_sides(case: Case, device: torch.device, dtype: torch.dtype) -> Sid
     """The layers without their projections."""
     assert case.tokens is not None and case.text_tokens is not None
     sizes = (case.tokens, case.text_tokens, case.text_tokens)
-    r, k, v = (make_tokens(case.batch, size, case.width, device, dtype) for size in sizes)
+    q, k, v = (make_tokens(case.batch, size, case.width, device, dtype) for size in sizes)
+    norm = make_attention(case.width, device, dtype, crosswkv=True).crosswkv.norm
     state = make_tokens(case.batch, case.width, HEAD_DIM, device, torch.float32)
-    state = state.unflatten(1, (case.heads, HEAD_DIM))
-    return {
-        "sdpa": partial(sdpa, case, r, k, v),
-        "state readout": partial(readout, case, r, state, False),
-        "state readout, norm and gate": partial(readout, case, r, state, True),
-    }
+    state = state.unflatten(1, (norm.num_heads, -1))
+    return {"sdpa": partial(sdpa, case, q, k, v), "state readout": partial(readout, case, norm, q, state)}
 
 
 def sdpa(case: Case, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Side:
@@ -164,24 +160,17 @@ def sdpa(case: Case, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Side:
     )
 
 
-def readout(case: Case, receptance: torch.Tensor, state: torch.Tensor, whole: bool) -> Side:
-    """`receptance` `[B, T, D]` reads `state` `[B, H, V, K]`; `whole` is with norm and gate."""
-    r = receptance.unflatten(-1, (case.heads, HEAD_DIM))
-    weight, bias = (make_tokens(1, 1, case.width, r.device, r.dtype).flatten() if whole else None for _ in range(2))
-    gate = receptance.flip(1) if whole else None
-    call = torch.inference_mode()(lambda: state_readout(r, state, weight, bias, gate))
+def readout(case: Case, norm: StateNorm, channels: torch.Tensor, state: torch.Tensor) -> Side:
+    """`channels` `[B, T, D]` read `state` `[B, H, V, K]`: feature map, read and normalisation."""
+    call = torch.inference_mode()(lambda: norm(channels, state, None))
 
     def reference() -> torch.Tensor:
-        at = (slice(1), slice(COMPARED_TOKENS))
-        some = (r[at], state[:1], weight, bias, None if gate is None else gate[at])
-        some_r, some_state, *rest = (None if x is None else x.double() for x in some)
-        assert some_r is not None and some_state is not None
-        return state_readout(some_r, some_state, rest[0], rest[1], rest[2])
+        some = channels[:1, :COMPARED_TOKENS].double()
+        return copy.deepcopy(norm).double()(some, state[:1].double(), None)
 
-    used = [x for x in (r, r, state, weight, bias, gate) if x is not None]
     return Side(
         call=call,
-        minimal_bytes=tensor_bytes(*used),
+        minimal_bytes=tensor_bytes(channels, channels, state) + parameter_bytes(norm),
         error=lambda: error_of_tokens(call, reference),
         error_at=error_at(case),
     )

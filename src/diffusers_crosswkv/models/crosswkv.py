@@ -10,13 +10,17 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from crosswkv_kernels import FEATURE_MAPS, Write, scan_readout, state_readout, wkv7
+from crosswkv_kernels import Write, scan_readout, state_readout, wkv7
 from torch import nn
 
+from . import feature_maps
 from .state_writer import LowRank, StateWriter
 from .text_scan import scan_text, turn_backward
 
 FUSIONS = ("state", "paper", "prefix")
+DEFAULT_FEATURE_MAPS = {"state": feature_maps.QUADRATIC, "prefix": "silu", "paper": "identity"}
+PAPER_GATE_RANK = 128
+SOFT_NORM_EPS = 1.0  # of what is read from a text's state: a small read stays small, a large one is bounded
 
 
 class Projections(Protocol):
@@ -29,16 +33,29 @@ class Projections(Protocol):
 
 
 class StateNorm(nn.Module):
-    """Equations 13, 14 and 16 for a state that is only read: `[B, T, H, K]` and `[B, H, V, K]` to `[B, T, H * V]`."""
+    """Equations 13, 14 and 16 for a state that is only read: channels `[B, T, H * channels]` to `[B, T, H * V]`."""
 
-    def __init__(self, value_dim: int, eps: float, normalize: bool = True):
+    def __init__(self, num_heads: int, value_dim: int, eps: float, normalize: bool, feature_map: str):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(value_dim)) if normalize else None
+        self.weight = nn.Parameter(torch.ones(value_dim))
         self.bias = nn.Parameter(torch.zeros(value_dim)) if normalize else None
-        self.eps = eps
+        self.num_heads, self.eps, self.feature_map = num_heads, eps, feature_map
 
-    def forward(self, receptance: torch.Tensor, state: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-        return state_readout(receptance, state, self.weight, self.bias, gate, self.eps)
+    def forward(self, channels: torch.Tensor, state: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
+        weight: torch.Tensor | None = self.weight
+        if self.bias is None:  # a weight of each value is one of each row of the state
+            state, weight = state * self.weight.view(state.shape[1], -1, 1), None
+        channels = channels.unflatten(-1, (self.num_heads, -1))
+        if torch.is_grad_enabled() or channels.device.type != "cpu":
+            receptance = feature_maps.features(self.feature_map, channels)
+            return state_readout(receptance, state, weight, self.bias, gate, self.eps)
+        size = max(feature_maps.READ_AT_ONCE // (len(state) * state.shape[1] * state.shape[3]), 1)
+        gates = [None] * -(-channels.shape[1] // size) if gate is None else gate.split(size, dim=1)
+        reads = [
+            state_readout(feature_maps.features(self.feature_map, part), state, weight, self.bias, its_gate, self.eps)
+            for part, its_gate in zip(channels.split(size, dim=1), gates, strict=True)
+        ]
+        return torch.cat(reads, dim=1)
 
 
 class ScanNorm(nn.Module):
@@ -72,19 +89,25 @@ class CrossWKV(nn.Module):
     Args:
         hidden_size: width D of the image tokens; also H * K, the width of receptance and keys.
         cross_attention_dim: width D_q of the text tokens.
-        head_dim: K, must divide `hidden_size`; H = `hidden_size / head_dim`.
+        head_dim: K, the features per head of receptances and keys. `hidden_size` must be a multiple of it, or of a
+            quarter of it with `feature_map="quadratic"`, which makes four features of every channel; H is the
+            quotient.
         fusion: how text and image meet.
             `state`: the text is scanned once into a state, and every image token reads it.
             `prefix`: the image tokens scan on from the text's state.
             `paper`: the image is scanned, text token t is the receptance of image token t (equations 6 and 7).
         value_dim: D_v, the width of the values; a multiple of H, `hidden_size` if None.
-        decay_rank, in_context_lr_rank, gate_rank, value_rank: ranks of the LoRAs of equations 8, 9, 9 and 10. All but
-            the gate's may be 0: decay or learning rate are then the same for all tokens, or no value is mixed in.
-        feature_map: what keys and receptances pass through, `silu` (as in DeltaNet, arXiv:2406.06484) or `identity`.
-            None is `identity` in `paper` fusion, as in the equations, and `silu` in the others, which learn to find
-            one token among many much sooner with it (`benchmarks/alignment`).
-        output_norm: normalise what is read, per head (equation 14). None is off in `state` fusion, which learns better
-            without (a normalised read cannot say that nothing was found; `benchmarks/alignment`), and on elsewhere.
+        decay_rank, in_context_lr_rank, gate_rank, value_rank: ranks of the LoRAs of equations 8, 9, 9 and 10. With 0
+            decay or learning rate are the same for all tokens, no value is mixed in, or, in `state` fusion alone,
+            there is no gate. `gate_rank=None` is 0 in `state` fusion, which does not need one
+            (`benchmarks/alignment`), and 128 in the others.
+        feature_map: what keys and receptances pass through: `quadratic`, products of a head's channels (see
+            [`feature_maps.quadratic`]), with one decay and one learning rate per head; `silu` (as in DeltaNet,
+            arXiv:2406.06484); or `identity`. None is `quadratic` in `state` fusion, which finds one token among many
+            best with it (`benchmarks/alignment`), `silu` in `prefix`, and `identity` in `paper`, as in the equations.
+        output_norm: normalise what is read, per head (equation 14).
+        norm_eps: what the normalisation adds to the variance. None is 1 in `state` fusion: a read that found nothing
+            stays small, and one of a text far longer than any in training is bounded; elsewhere `head_dim * 1e-5`.
         bidirectional: the second half of the heads (rounded down) scans the text from its end. Off, what a long text
             says early is forgotten first. No effect in `paper` fusion.
         layer_index: place of this layer in its network, in the order of execution.
@@ -112,10 +135,11 @@ class CrossWKV(nn.Module):
         value_dim: int | None = None,
         decay_rank: int = 64,
         in_context_lr_rank: int = 64,
-        gate_rank: int = 128,
+        gate_rank: int | None = None,
         value_rank: int = 16,
         feature_map: str | None = None,
-        output_norm: bool | None = None,
+        output_norm: bool = True,
+        norm_eps: float | None = None,
         bidirectional: bool = True,
         layer_index: int = 0,
         num_layers: int = 1,
@@ -125,33 +149,32 @@ class CrossWKV(nn.Module):
     ):
         super().__init__()
         value_dim = hidden_size if value_dim is None else value_dim
-        check_sizes(hidden_size, head_dim, value_dim, fusion)
-        if feature_map not in (None, *FEATURE_MAPS):
-            raise ValueError(f"`feature_map` must be one of {', '.join(FEATURE_MAPS)} or None, got {feature_map!r}.")
+        self.feature_map = feature_map_of(fusion, feature_map)
+        self.num_heads = check_sizes(hidden_size, head_dim, value_dim, self.feature_map)
+        gate_rank = (0 if fusion == "state" else PAPER_GATE_RANK) if gate_rank is None else gate_rank
         for name, rank, least in (
             ("decay_rank", decay_rank, 0),
             ("in_context_lr_rank", in_context_lr_rank, 0),
-            ("gate_rank", gate_rank, 1),
+            ("gate_rank", gate_rank, 0 if fusion == "state" else 1),
             ("value_rank", value_rank, 0),
         ):
             if rank < least:
                 raise ValueError(f"`{name}` must be at least {least}, got {rank}.")
+        if norm_eps is not None and not norm_eps > 0:
+            raise ValueError(f"`norm_eps` must be positive, got {norm_eps}; None takes the fusion's own.")
         self.hidden_size, self.cross_attention_dim = hidden_size, cross_attention_dim
         self.head_dim, self.value_dim = head_dim, value_dim
-        self.num_heads = hidden_size // head_dim
         self.fusion = fusion
         self.backward_heads = self.num_heads // 2 if bidirectional and fusion != "paper" else 0
-        output_norm = fusion != "state" if output_norm is None else output_norm
-        self.feature_map = feature_map or ("identity" if fusion == "paper" else "silu")
         self.layer_index, self.group, self.first_in_group = layer_index, group, first_in_group
         self.place_in_block = 0  # among the layers of its transformer block
         self.state_observer: Callable[[torch.Tensor], None] | None = None  # see `observe_states`
-        eps = head_dim * 1e-5
+        eps = (SOFT_NORM_EPS if fusion == "state" else head_dim * 1e-5) if norm_eps is None else norm_eps
         make_writer = partial(
             StateWriter,
             key_dim=hidden_size,
             value_dim=value_dim,
-            head_dim=head_dim,
+            num_heads=self.num_heads,
             decay_rank=decay_rank,
             in_context_lr_rank=in_context_lr_rank,
             value_rank=value_rank,
@@ -166,10 +189,12 @@ class CrossWKV(nn.Module):
         if fusion == "prefix":
             self.image_to_k = nn.Linear(hidden_size, hidden_size, bias=False)
             self.image_to_v = nn.Linear(hidden_size, value_dim, bias=False)
-        gate_bias = None if fusion == "paper" else torch.ones(value_dim)
-        self.gate_lora = LowRank(hidden_size, value_dim, gate_rank, torch.sigmoid, gate_bias)
+        self.gate_lora = None
+        if gate_rank > 0:
+            gate_bias = None if fusion == "paper" else torch.ones(value_dim)
+            self.gate_lora = LowRank(hidden_size, value_dim, gate_rank, torch.sigmoid, gate_bias)
         if fusion == "state":
-            self.norm: nn.Module = StateNorm(value_dim, eps, output_norm)
+            self.norm: nn.Module = StateNorm(self.num_heads, value_dim, eps, output_norm, self.feature_map)
         else:
             self.norm = ScanNorm(self.num_heads, head_dim, value_dim, eps, output_norm)
         if own_projections:
@@ -241,17 +266,12 @@ class CrossWKV(nn.Module):
         """
         if self.state_observer is not None:
             self.state_observer(state)
-        receptance = self.receptance(projections, hidden_states)
-        return self.norm(receptance, state, self.gate_lora(hidden_states))
+        gate = None if self.gate_lora is None else self.gate_lora(hidden_states)
+        return self.norm(projections.to_q(hidden_states), state, gate)
 
     def receptance(self, projections: Projections, x: torch.Tensor) -> torch.Tensor:
         """`[B, T, D]` to `[B, T, H, K]`."""
-        receptance = projections.to_q(x)
-        if self.feature_map == "silu" and not torch.is_grad_enabled():
-            receptance = F.silu(receptance, inplace=True)  # a pass over memory less
-        else:
-            receptance = FEATURE_MAPS[self.feature_map](receptance)
-        return receptance.unflatten(-1, (self.num_heads, -1))
+        return feature_maps.features(self.feature_map, projections.to_q(x).unflatten(-1, (self.num_heads, -1)))
 
     def receptance_of_text(
         self, projections: Projections, text: torch.Tensor, mask: torch.Tensor | None = None
@@ -296,6 +316,7 @@ class CrossWKV(nn.Module):
         if observer is not None:
             assert state is not None
             observer(state)
+        assert self.gate_lora is not None
         return self.norm(output, receptance, write.k, write.v, self.gate_lora(x_g)), value
 
 
@@ -349,21 +370,34 @@ def previous_tokens(
     return sequence.take_along_dim(latest[:, :-1], dim=1), sequence.take_along_dim(latest[:, -1:], dim=1)[:, 0]
 
 
-def check_sizes(hidden_size: int, head_dim: int, value_dim: int, fusion: str) -> None:
+def feature_map_of(fusion: str, feature_map: str | None) -> str:
+    """The fusion's own if None."""
     if fusion not in FUSIONS:
         raise ValueError(f"`fusion` must be one of {', '.join(FUSIONS)}, got {fusion!r}.")
-    if head_dim < 1 or hidden_size % head_dim:
+    if feature_map not in (None, *feature_maps.NAMES):
+        raise ValueError(f"`feature_map` must be one of {', '.join(feature_maps.NAMES)} or None, got {feature_map!r}.")
+    return feature_map or DEFAULT_FEATURE_MAPS[fusion]
+
+
+def check_sizes(hidden_size: int, head_dim: int, value_dim: int, feature_map: str) -> int:
+    """H, the number of heads."""
+    if head_dim < 1:
+        raise ValueError(f"`head_dim` must be positive, got {head_dim}.")
+    channels = feature_maps.channels_per_head(feature_map, head_dim)
+    if hidden_size % channels:
+        of = "" if channels == head_dim else f" / {feature_maps.PRODUCTS} (`feature_map={feature_map!r}`)"
+        widths = [n for n in range(1, min(hidden_size, 128) + 1) if hidden_size % n == 0][-6:]
         raise ValueError(
-            f"`head_dim` must divide `hidden_size`, got {head_dim} and {hidden_size}; "
-            f"choose one of {[n for n in range(1, min(hidden_size, 128) + 1) if hidden_size % n == 0][-6:]}."
+            f"`head_dim`{of} must divide `hidden_size`, got {head_dim} and {hidden_size}; "
+            f"choose one of {[n * (head_dim // channels) for n in widths]}."
         )
-    num_heads = hidden_size // head_dim
+    num_heads = hidden_size // channels
     if value_dim < 1 or value_dim % num_heads:
         raise ValueError(
             f"`value_dim` must be a multiple of the number of heads, got {value_dim} and {num_heads} heads "
-            f"(`hidden_size` {hidden_size} / `head_dim` {head_dim}); "
-            f"{num_heads * max(value_dim // num_heads, 1)} would do."
+            f"(`hidden_size` {hidden_size} / {channels}); {num_heads * max(value_dim // num_heads, 1)} would do."
         )
+    return num_heads
 
 
 def check_text(text: torch.Tensor, mask: torch.Tensor | None, cross_attention_dim: int) -> None:

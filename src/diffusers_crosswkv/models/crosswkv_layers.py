@@ -11,7 +11,7 @@ from diffusers.utils import logging
 from torch import nn
 
 from .attention_processor import CrossWKVAttnProcessor, PreparedText
-from .crosswkv import CrossWKV, check_sizes
+from .crosswkv import CrossWKV, check_sizes, feature_map_of
 from .image_attention import STOCK_PROCESSORS, CrossWKVIPAdapterAttnProcessor
 
 logger = logging.get_logger(__name__)
@@ -67,7 +67,7 @@ def install_layers(
     value_dims = [value_dim_of(value_dim, level, len(unet.down_blocks)) for _, _, _, level in found]
     groups: list[tuple] = []
     for (_, name, attn, level), width in zip(found, value_dims, strict=True):
-        check_layer(name, attn, width, options["head_dim"], options["fusion"])
+        check_layer(name, attn, width, options)
         width = width or attn.query_dim
         groups.append((width,) if options["fusion"] == "state" else (width, level))
     text_dims = {name: attn.cross_attention_dim for _, name, attn, _ in found}
@@ -102,7 +102,7 @@ def value_dim_of(value_dim: int | Sequence[int] | None, level: int, levels: int)
     return value_dim[level] if isinstance(value_dim, Sequence) else value_dim
 
 
-def check_layer(name: str, attn: Attention, value_dim: int | None, head_dim: int, fusion: str) -> None:
+def check_layer(name: str, attn: Attention, value_dim: int | None, options: dict[str, Any]) -> None:
     if attn.added_kv_proj_dim is not None:
         raise ValueError(
             f"CrossWKV replaces a cross-attention of its own, but {name} attends to text and image at once; "
@@ -111,7 +111,8 @@ def check_layer(name: str, attn: Attention, value_dim: int | None, head_dim: int
     if attn.norm_cross is not None:
         raise ValueError(f"CrossWKV takes no `cross_attention_norm`, but {name} has one; use blocks without it.")
     try:
-        check_sizes(attn.query_dim, head_dim, value_dim or attn.query_dim, fusion)
+        feature_map = feature_map_of(options["fusion"], options.get("feature_map"))
+        check_sizes(attn.query_dim, options["head_dim"], value_dim or attn.query_dim, feature_map)
     except ValueError as error:
         raise ValueError(f"{name}: {error} (In the config the names begin with `crosswkv_`.)") from error
 

@@ -4,6 +4,7 @@ import torch
 from crosswkv_kernels import Write, state_writes, token_shift_mix
 from torch import nn
 
+from . import feature_maps
 from .initial_values import (
     channel_ramp,
     head_zigzag,
@@ -60,6 +61,9 @@ class StateWriter(nn.Module):
     """Equations 8 to 12: what tokens of one source, text or image, write into the state.
 
     The projections of key and value (7) happen between `mix` and the call, by whoever owns them.
+
+    With the feature map `quadratic` features belong to pairs of channels: decay, in-context learning rate and `k_a`
+    are one per head there, and the removal key has the direction of the key.
     """
 
     def __init__(
@@ -67,7 +71,7 @@ class StateWriter(nn.Module):
         source_dim: int,
         key_dim: int,
         value_dim: int,
-        head_dim: int,
+        num_heads: int,
         *,
         decay_rank: int,
         in_context_lr_rank: int,
@@ -78,21 +82,24 @@ class StateWriter(nn.Module):
         feature_map: str,
     ):
         super().__init__()
-        self.num_heads = key_dim // head_dim
+        self.num_heads = num_heads
         self.feature_map = feature_map
+        self.per_head = feature_map == feature_maps.QUADRATIC
+        rates = num_heads if self.per_head else key_dim  # decays and learning rates of a token
         mix = initial_text_mix(source_dim) if of_text else initial_mix(source_dim, position)
-        decay = initial_text_decay(key_dim) if of_text else initial_decay(key_dim, head_dim, position)
+        decay = initial_text_decay(rates) if of_text else initial_decay(rates, rates // num_heads, position)
         self.mix = TokenShiftMix(mix)
-        self.decay_lora = LowRank(source_dim, key_dim, decay_rank, torch.tanh, decay)
-        ramp, zigzag = channel_ramp(key_dim), head_zigzag(key_dim, head_dim)
+        self.decay_lora = LowRank(source_dim, rates, decay_rank, torch.tanh, decay)
+        ramp, zigzag = channel_ramp(rates), head_zigzag(rates, rates // num_heads)
         in_context_lr = -0.19 + 0.3 * zigzag + 0.4 * ramp
-        self.in_context_lr_lora = LowRank(source_dim, key_dim, in_context_lr_rank, identity, in_context_lr)
+        self.in_context_lr_lora = LowRank(source_dim, rates, in_context_lr_rank, identity, in_context_lr)
         self.value_lora = None
         if not first_in_group and value_rank > 0:
             share = initial_text_value_share(value_dim) if of_text else initial_value_share(value_dim)
             self.value_lora = LowRank(source_dim, value_dim, value_rank, identity, share)
-        self.k_k = nn.Parameter(0.85 - 0.1 * ramp)  # zero would be a trap: the erase term's gradient would stay zero
-        self.k_a = nn.Parameter(torch.full((key_dim,), 1.02))
+        # zero would be a trap: the erase term's gradient would stay zero
+        self.k_k = None if self.per_head else nn.Parameter(0.85 - 0.1 * ramp)
+        self.k_a = nn.Parameter(torch.full((rates,), 1.02))
 
     def forward(
         self,
@@ -117,18 +124,26 @@ class StateWriter(nn.Module):
                     f"got {list(first_value.shape)}."
                 )
             value_share = self.value_lora(x_v)
+        k_a: torch.Tensor = self.k_a
+        k_k: torch.Tensor = torch.ones_like(k_a) if self.k_k is None else self.k_k
+        decay, rate, feature_map = self.decay_lora(x_w), self.in_context_lr_lora(x_a), self.feature_map
+        if self.per_head:
+            channels = key.to(torch.promote_types(key.dtype, torch.float32)).unflatten(-1, (self.num_heads, -1))
+            key, feature_map = feature_maps.features(feature_map, channels).flatten(-2), "identity"
+            times = key.shape[-1] // self.num_heads
+            decay, rate, k_a, k_k = (x.repeat_interleave(times, dim=-1) for x in (decay, rate, k_a, k_k))
         return state_writes(
-            self.decay_lora(x_w),
-            self.in_context_lr_lora(x_a),
+            decay,
+            rate,
             key,
             value,
-            self.k_k,
-            self.k_a,
+            k_k,
+            k_a,
             self.num_heads,
             first_value=None if value_share is None else first_value,
             value_share=value_share,
             mask=mask,
-            feature_map=self.feature_map,
+            feature_map=feature_map,
         )
 
 

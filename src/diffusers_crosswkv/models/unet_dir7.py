@@ -49,16 +49,18 @@ class DIR7UNet2DConditionModel(UNet2DConditionModel):
 
     Args:
         crosswkv_fusion: `state` (default), `prefix` or `paper`; see [`CrossWKV`].
-        crosswkv_head_dim: K, numbers per head of receptance and key; must divide the width of every block that has
-            cross-attention. It is independent of `attention_head_dim`, which in this config means the *number* of
-            heads, and serves self-attention alone.
+        crosswkv_head_dim: K, the features per head of receptance and key. The width of every block that has
+            cross-attention must be a multiple of it; with the feature map `quadratic`, which makes four features of
+            every channel, of a quarter of it. It is independent of `attention_head_dim`, which in this config means
+            the *number* of heads, and serves self-attention alone.
         crosswkv_value_dim: D_v, width of the values, one for all blocks or one per down block; the block's if None.
         crosswkv_decay_rank, crosswkv_in_context_lr_rank, crosswkv_gate_rank, crosswkv_value_rank:
-            ranks of the LoRAs (equations 8 to 10); 0 leaves one out, but for the gate's.
-        crosswkv_feature_map: what keys and receptances pass through, `silu` or `identity`; None is `identity` in
-            `paper` fusion and `silu` in the others.
-        crosswkv_output_norm: normalise what is read from the state, per head (equation 14); None is off in `state`
-            fusion and on in the others.
+            ranks of the LoRAs (equations 8 to 10); 0 leaves one out, but for the gate's in `prefix` and `paper`
+            fusion. None, for the gate's, is 0 in `state` fusion and 128 in the others.
+        crosswkv_feature_map: what keys and receptances pass through, `quadratic`, `silu` or `identity`; None is
+            `quadratic` in `state` fusion, `silu` in `prefix` and `identity` in `paper`.
+        crosswkv_output_norm: normalise what is read from the state, per head (equation 14).
+        crosswkv_norm_eps: what that adds to the variance; None is 1 in `state` fusion, K * 1e-5 in the others.
         crosswkv_bidirectional: in every layer half of the heads scan the text from its end.
 
     Raises:
@@ -80,10 +82,11 @@ class DIR7UNet2DConditionModel(UNet2DConditionModel):
         crosswkv_value_dim: int | tuple[int, ...] | None = None,
         crosswkv_decay_rank: int = 64,
         crosswkv_in_context_lr_rank: int = 64,
-        crosswkv_gate_rank: int = 128,
+        crosswkv_gate_rank: int | None = None,
         crosswkv_value_rank: int = 16,
         crosswkv_feature_map: str | None = None,
-        crosswkv_output_norm: bool | None = None,
+        crosswkv_output_norm: bool = True,
+        crosswkv_norm_eps: float | None = None,
         crosswkv_bidirectional: bool = True,
         **kwargs,
     ):
@@ -99,6 +102,7 @@ class DIR7UNet2DConditionModel(UNet2DConditionModel):
             "value_rank": crosswkv_value_rank,
             "feature_map": crosswkv_feature_map,
             "output_norm": crosswkv_output_norm,
+            "norm_eps": crosswkv_norm_eps,
             "bidirectional": crosswkv_bidirectional,
         }
         self._crosswkv_blocks = install_layers(self, crosswkv_value_dim, options)

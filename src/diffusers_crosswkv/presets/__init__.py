@@ -10,11 +10,11 @@ def load_preset(name: str) -> dict[str, Any]:
 
     | name | parameters | made for | text encoder, width |
     |---|---|---|---|
-    | `dir7_tiny` | 0.48 M | 8 x 8 grey pixels, the quickstart | the quickstart's own, 64 |
+    | `dir7_tiny` | 0.47 M | 8 x 8 grey pixels, the quickstart | the quickstart's own, 64 |
     | `dir7_s` | 38.97 M | latents of 256 px images (32 x 32), or 32 to 64 px images themselves | CLIP ViT-L/14, 768 |
-    | `dir7_h` | 779.7 M | latents of 256 to 512 px images (32 to 64 square) | CLIP ViT-L/14, 768 |
-    | `dir7_sd15` | 866.3 M | latents, the config of Stable Diffusion 1.5 (859.5 M) | CLIP ViT-L/14, 768 |
-    | `dir7_sdxl` | 2622 M | latents, the config of Stable Diffusion XL (2567 M) | CLIP ViT-L/14 + bigG/14, 2048 |
+    | `dir7_h` | 781.2 M | latents of 256 to 512 px images (32 to 64 square) | CLIP ViT-L/14, 768 |
+    | `dir7_sd15` | 861.6 M | latents, the config of Stable Diffusion 1.5 (859.5 M) | CLIP ViT-L/14, 768 |
+    | `dir7_sdxl` | 2591 M | latents, the config of Stable Diffusion XL (2567 M) | CLIP ViT-L/14 + bigG/14, 2048 |
 
     Parameters are of the U-Net alone. The paper says of its models' text encoder that it is a frozen CLIP, and 38.9 M
     and 779 M of their sizes, not how they are made up: `dir7_s` and `dir7_h` are U-Nets of those sizes. Their text

@@ -42,7 +42,7 @@ class WKV7Mixer(nn.Module):
             width,
             key_dim=width,
             value_dim=width,
-            head_dim=head_dim,
+            num_heads=self.num_heads,
             decay_rank=RANK,
             in_context_lr_rank=RANK,
             value_rank=0,

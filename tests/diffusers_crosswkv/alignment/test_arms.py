@@ -3,7 +3,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
-from diffusers_crosswkv import DIR7UNet2DConditionModel
+from diffusers_crosswkv import CrossWKV, DIR7UNet2DConditionModel
 from diffusers_crosswkv.alignment.arms import MAIN_ARMS, TOLERANCE, Arm, build, count_parameters, matched_width
 from diffusers_crosswkv.alignment.suite import ARMS, PRESETS, SMALL, ablations, jobs_of
 
@@ -48,13 +48,26 @@ def test_ablations_leave_out_what_they_name():
         assert not any(f"crosswkv.{missing}" in key or f"crosswkv.text_writer.{missing}" in key for key in parts)
 
 
-def test_group_norm_and_one_direction_are_ablations():
+def test_ablations_of_what_is_not_the_papers():
+    names = ("", ", no group norm", ", group norm of the paper", ", gate of the paper", ", forward only", ", SiLU")
     attentions = [
         build(ARMS[f"state{name}"], SMALL, 0).unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2.crosswkv
-        for name in ("", ", group norm", ", forward only")
+        for name in names
     ]
-    assert [x.norm.weight is None for x in attentions] == [True, False, True]
-    assert [x.backward_heads for x in attentions] == [1, 1, 0]
+    assert [x.norm.bias is None for x in attentions] == [False, True, False, False, False, False]
+    assert [x.norm.eps for x in attentions] == [1, 1, 16e-5, 1, 1, 1]
+    assert [x.gate_lora is None for x in attentions] == [True, True, True, False, True, True]
+    assert [x.backward_heads for x in attentions] == [1, 1, 1, 1, 0, 1]
+    assert [x.feature_map for x in attentions] == ["quadratic"] * 5 + ["silu"]
+    assert {(x.num_heads, x.value_dim) for x in attentions} == {(3, 48)}
+
+
+def test_the_arm_has_the_defaults_of_the_layer():
+    layer = build(ARMS["state"], SMALL, 0).unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2.crosswkv
+    default = CrossWKV(layer.hidden_size, layer.cross_attention_dim, layer.head_dim)
+    for name in ("feature_map", "gate_lora", "backward_heads"):
+        assert getattr(layer, name) == getattr(default, name)
+    assert (layer.norm.eps, layer.norm.bias is None) == (default.norm.eps, default.norm.bias is None)
 
 
 def test_arms_start_alike_wherever_shapes_agree():
@@ -64,6 +77,12 @@ def test_arms_start_alike_wherever_shapes_agree():
         common = [name for name, x in weights.items() if name in others and x.shape == others[name].shape]
         assert len(common) > 0.7 * len(weights)
         assert all(torch.equal(weights[name], others[name]) for name in common)
+    mlps = [f"encoder.layers.{i}.mlp.{name}" for i in range(2) for name in ("fc1.weight", "fc1.bias", "fc2.weight")]
+    wide, narrow = (models.text_encoder.state_dict() for models in (softmax, state))
+    for name in mlps:
+        assert wide[name].shape != narrow[name].shape
+        both = tuple(map(slice, narrow[name].shape))
+        assert torch.equal(wide[name][both], narrow[name])
 
 
 def test_the_prefix_is_the_arms():

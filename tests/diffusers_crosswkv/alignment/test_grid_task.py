@@ -45,5 +45,5 @@ def test_a_reader_begins_to_learn():
 
 
 def test_options_reach_the_layer():
-    assert make_layers("state", 1)[0].norm.weight is None
-    assert torch.equal(make_layers("state", 1, output_norm=True)[0].norm.weight, torch.ones(48))
+    assert torch.equal(make_layers("state", 1)[0].norm.bias, torch.zeros(48))
+    assert make_layers("state", 1, output_norm=False)[0].norm.bias is None

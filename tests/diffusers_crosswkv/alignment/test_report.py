@@ -100,7 +100,7 @@ def test_a_report_names_what_was_not_run(tmp_path):
     summary = write_report("smoke", tmp_path / "runs", tmp_path / "report")
     assert "| state |" in summary
     page = (tmp_path / "report/tables.md").read_text(encoding="utf-8")
-    assert "1 of 16 trainings" in page
+    assert "1 of 19 trainings" in page
     assert "Not run: softmax (seed 0), prefix (seed 0)" in page
     assert "| state, 64 x 64 | 50.0 | 50.0 |" in page
     rows = [json.loads(line) for line in (tmp_path / "report/rows.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -114,7 +114,7 @@ def test_every_step_of_the_search_is_on_its_page():
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     page = search_page(rows)
     assert (
-        sum(line.startswith("| ") for line in page.splitlines()) == len(rows) + 2 * 5
+        sum(line.startswith("| ") for line in page.splitlines()) == len(rows) + 2 * 6
     )  # tables, with two lines of header
 
 

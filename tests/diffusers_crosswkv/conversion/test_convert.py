@@ -74,17 +74,16 @@ def test_new_parameters_are_those_of_a_fresh_model(stock, fusion):
     for name in report.new:
         if name.endswith(drawn):
             torch.testing.assert_close(converted[name].std(), fresh[name].std(), rtol=0.3, atol=0)
-        elif fusion == "state" and name.endswith(".gate_lora.expand.bias"):
-            assert torch.equal(converted[name], fresh[name] * 4 / 64)
         else:
             assert torch.equal(converted[name], fresh[name]), name
 
 
-def test_a_normalised_read_keeps_its_gate(stock):
-    unet = convert_unet(stock, crosswkv_output_norm=True)
-    biases = [x for name, x in unet.named_parameters() if name.endswith(".gate_lora.expand.bias")]
-    assert biases
-    assert all((x == 1).all() for x in biases)
+@pytest.mark.parametrize(("output_norm", "expected"), [(True, 1), (False, 4 / 64)])
+def test_a_read_that_is_not_normalised_starts_small(stock, output_norm, expected):
+    unet = convert_unet(stock, crosswkv_output_norm=output_norm)
+    weights = [x for name, x in unet.named_parameters() if name.endswith(".crosswkv.norm.weight")]
+    assert weights
+    assert all((x == expected).all() for x in weights)
 
 
 def test_all_but_cross_attention_works_as_before(stock, fusion):
@@ -149,9 +148,7 @@ def test_mixed_dtypes(stock):
     stock.conv_out.float()
     unet = convert_unet(stock)
     assert unet.conv_out.weight.dtype == torch.float32
-    assert (
-        unet.mid_block.attentions[0].transformer_blocks[0].attn2.crosswkv.gate_lora.expand.bias.dtype == torch.float16
-    )
+    assert unet.mid_block.attentions[0].transformer_blocks[0].attn2.crosswkv.norm.weight.dtype == torch.float16
 
 
 def test_memory(make_stock):
@@ -244,5 +241,5 @@ def test_bad_options(stock):
         convert_unet(stock, crosswkv_fusion="paper")
     with pytest.raises(ValueError, match="`fusion` must be one of state, paper, prefix, got 'softmax'"):
         convert_unet(stock, "softmax")
-    with pytest.raises(ValueError, match=r"`head_dim` must divide `hidden_size`, got 48 and 64"):
+    with pytest.raises(ValueError, match=r"`head_dim` / 4 .* must divide `hidden_size`, got 48 and 64"):
         convert_unet(stock, crosswkv_head_dim=48)

@@ -1,6 +1,7 @@
 """`CrossWKV` against equations 4 to 16 of the paper, transcribed in float64, one token after another."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -8,10 +9,12 @@ from diffusers.models.attention_processor import Attention
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusers_crosswkv.models import CrossWKV
+from diffusers_crosswkv.models import CrossWKV, feature_maps
+from diffusers_crosswkv.models.feature_maps import quadratic
 
 FUSIONS = pytest.mark.parametrize("fusion", ["state", "prefix", "paper"])
 HIDDEN, TEXT, HEAD_DIM, HEADS = 24, 10, 8, 3
+WIDER = 24  # where rounding is measured: a norm over the two values of a head of two channels magnifies it
 RANKS = {"decay_rank": 3, "in_context_lr_rank": 4, "gate_rank": 5, "value_rank": 2}
 BAR = 1e-9
 
@@ -42,8 +45,20 @@ def low_rank(lora, x, activation=lambda x: x):
 
 
 def feature(layer, x):
-    """What keys and receptances pass through: in the paper, nothing."""
-    return x if layer.fusion == "paper" else x / (1 + torch.exp(-x))
+    """What keys and receptances pass through, per head `[H, K]`: in the paper, nothing."""
+    heads = x.view(layer.num_heads, -1)
+    if layer.feature_map == "identity":
+        return heads
+    if layer.feature_map == "silu":
+        return heads / (1 + torch.exp(-heads))
+    n = heads.shape[1]
+    products = [heads[:, i] * heads[:, (i + j) % n] * (2**0.5 if j else 1) for j in range(4) for i in range(n)]
+    return torch.stack(products, dim=1) / n**0.25
+
+
+def per_feature(layer, x):
+    """`[H, K]` of what a layer has for every feature, or once for all of a head."""
+    return x.view(layer.num_heads, -1).expand(-1, layer.head_dim)
 
 
 def write(layer, writer, to_k, to_v, sequence, first_values):
@@ -54,14 +69,14 @@ def write(layer, writer, to_k, to_v, sequence, first_values):
         before = x
         k, v = feature(layer, to_k.weight @ x_k), to_v.weight @ x_v  # (7)
         w = -math.exp(-0.5) / (1 + torch.exp(-low_rank(writer.decay_lora, x_w, torch.tanh)))  # (8)
-        a = 1 / (1 + torch.exp(-low_rank(writer.in_context_lr_lora, x_a)))  # (9)
+        a = per_feature(layer, 1 / (1 + torch.exp(-low_rank(writer.in_context_lr_lora, x_a))))  # (9)
         if first_values is not None and writer.value_lora is not None:
             share = 1 / (1 + torch.exp(-low_rank(writer.value_lora, x_v)))
             v = (1 - share) * v + share * first_values[t]  # (10)
-        kappa = (k * writer.k_k).view(HEADS, -1)
+        kappa = k if writer.k_k is None else k * per_feature(layer, writer.k_k)
         kappa = kappa / (kappa**2).sum(1, keepdim=True).sqrt()  # (11)
-        k = k * (1 + (a - 1) * writer.k_a)
-        yield *(x.view(HEADS, -1) for x in (w, k, v, kappa, a)), *x_g  # (12)
+        k = k * (1 + (a - 1) * per_feature(layer, writer.k_a))
+        yield per_feature(layer, w), k, v.view(layer.num_heads, -1), kappa, a, *x_g  # (12)
 
 
 def step(S, w, k, v, kappa, a):
@@ -69,34 +84,36 @@ def step(S, w, k, v, kappa, a):
     return torch.stack(
         [
             S[h] @ (torch.diag(w[h].exp()) - torch.outer(kappa[h], a[h] * kappa[h])) + torch.outer(v[h], k[h])
-            for h in range(HEADS)
+            for h in range(len(S))
         ]
     )
 
 
 def read(layer, S, r, x_g, bonus=0):
     """Equations 14 to 16 of one token."""
-    r = r.view(HEADS, -1)
-    o = torch.stack([S[h] @ r[h] for h in range(HEADS)])
-    if layer.norm.weight is None:
+    o = torch.stack([S[h] @ r[h] for h in range(layer.num_heads)])
+    if layer.norm.bias is None:
         o = o.flatten() + bonus
+        o = o if layer.norm.weight is None else o * layer.norm.weight
     else:
         centred = o - o.mean(1, keepdim=True)
-        o = centred / ((centred**2).mean(1, keepdim=True) + HEAD_DIM * 1e-5).sqrt()
+        o = centred / ((centred**2).mean(1, keepdim=True) + layer.norm.eps).sqrt()
         o = o.flatten() * layer.norm.weight + layer.norm.bias + bonus
-    gate = low_rank(layer.gate_lora, x_g, lambda x: 1 / (1 + torch.exp(-x)))
+    gate = 1
+    if layer.gate_lora is not None:
+        gate = low_rank(layer.gate_lora, x_g, lambda x: 1 / (1 + torch.exp(-x)))
     return layer.to_out[0].weight @ (o * gate) + layer.to_out[0].bias
 
 
 def oracle(layer, image, text, text_values=None, image_values=None):
     """One sample: image `[T, D]`, text `[L, D_q]` without masked tokens, values of the group's first layer."""
-    S = torch.zeros(HEADS, layer.value_dim // HEADS, HEAD_DIM, dtype=torch.float64)
+    S = torch.zeros(layer.num_heads, layer.value_dim // layer.num_heads, HEAD_DIM, dtype=torch.float64)
     if layer.fusion != "paper":
         tokens = list(write(layer, layer.text_writer, layer.to_k, layer.to_v, text, text_values))
         S_backward = S
         for token, from_the_end in zip(tokens, reversed(tokens), strict=True):
             S, S_backward = step(S, *token), step(S_backward, *from_the_end)
-        forward = HEADS - layer.backward_heads
+        forward = layer.num_heads - layer.backward_heads
         S = torch.cat((S[:forward], S_backward[forward:]))
     if layer.fusion == "state":
         return torch.stack([read(layer, S, feature(layer, layer.to_q.weight @ x), x) for x in image])
@@ -105,13 +122,13 @@ def oracle(layer, image, text, text_values=None, image_values=None):
         to_k, to_v = layer.image_to_k, layer.image_to_v
     for t, (*token, x_g) in enumerate(write(layer, layer.image_writer, to_k, to_v, image, image_values)):
         S = step(S, *token)
-        r = torch.zeros(HIDDEN, dtype=torch.float64)  # (6)
+        r = torch.zeros(layer.num_heads, HEAD_DIM, dtype=torch.float64)  # (6)
         if layer.fusion == "prefix":
             r = feature(layer, layer.to_q.weight @ image[t])
         elif t < len(text):
-            r = layer.to_q.weight @ text[t]
+            r = feature(layer, layer.to_q.weight @ text[t])
         _, k, v, _, _ = token
-        bonus = (r.view(HEADS, -1) * k * layer.norm.r_k).sum(1, keepdim=True) * v
+        bonus = (r * k * layer.norm.r_k).sum(1, keepdim=True) * v
         rows.append(read(layer, S, r, x_g, bonus.flatten()))
     return torch.stack(rows)
 
@@ -204,20 +221,47 @@ def test_equations_with_a_part_left_out(fusion, without):
 
 
 @FUSIONS
-@pytest.mark.parametrize("name", ["identity", "silu"])
-def test_feature_map(fusion, name):
+@pytest.mark.parametrize("name", ["identity", "silu", "quadratic"])
+@pytest.mark.parametrize("head_dim", [8, 24])  # 2 or 6 channels make the features of a `quadratic` head
+def test_feature_map(fusion, name, head_dim, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "HEAD_DIM", head_dim)
     layer = make_layer(fusion, feature_map=name)
-    default = make_layer(fusion)
-    inputs = make_inputs()
-    assert torch.equal(layer(*inputs), default(*inputs)) == (name == ("identity" if fusion == "paper" else "silu"))
+    assert layer.num_heads == HIDDEN // (head_dim // 4 if name == "quadratic" else head_dim)
+    assert_follows_the_equations(layer, *make_inputs(2, 6, 4))
 
 
 @FUSIONS
-def test_which_heads_scan_from_the_end_and_which_are_normalised(fusion):
+def test_defaults_of_the_fusions(fusion):
     layer, forward = make_layer(fusion), make_layer(fusion, bidirectional=False)
-    assert layer.backward_heads == (0 if fusion == "paper" else 1)
+    assert layer.feature_map == {"state": "quadratic", "prefix": "silu", "paper": "identity"}[fusion]
+    assert layer.backward_heads == {"state": 6, "prefix": 1, "paper": 0}[fusion]
     assert forward.backward_heads == 0
-    assert (layer.norm.weight is None) == (fusion == "state")
+    assert layer.norm.bias is not None
+    assert layer.norm.eps == (1 if fusion == "state" else HEAD_DIM * 1e-5)
+    gate = CrossWKV(HIDDEN, TEXT, HEAD_DIM, fusion).gate_lora
+    assert gate is None if fusion == "state" else gate.rank == 128
+    inputs = make_inputs()
+    assert not torch.equal(layer(*inputs), make_layer(fusion, norm_eps=0.1)(*inputs))
+
+
+def test_all_products_of_two_channels_make_a_square():
+    """With heads of three channels no product of two is left out; with more, the most distant ones are."""
+    q, k = torch.randn(2, 5, 3, dtype=torch.float64)
+    r, features = quadratic(q), quadratic(k)
+    pairs = (r * features).unflatten(-1, (4, 3)).sum(-1)  # itself, the next, the next but one, itself again
+    square = pairs[:, 0] + (pairs[:, 1] + pairs[:, 2]) / 2
+    assert torch.allclose(square, (q * k).sum(-1).square() / 3**0.5)
+
+
+@pytest.mark.parametrize("gate_rank", [0, 5])
+@pytest.mark.parametrize("output_norm", [True, False])
+def test_reading_in_blocks_is_reading(gate_rank, output_norm, monkeypatch):
+    layer = make_layer("state", gate_rank=gate_rank, output_norm=output_norm)
+    image, text = make_inputs(2, 9, 5)
+    expected = layer(image, text)
+    monkeypatch.setattr(feature_maps, "READ_AT_ONCE", 400)
+    with torch.no_grad():
+        assert torch.allclose(layer(image, text), expected, rtol=0, atol=1e-12)
 
 
 def test_a_text_writes_without_looking_back_and_forgets_slowly():
@@ -239,7 +283,8 @@ def test_equations_with_the_initial_values(fusion):
 @pytest.mark.parametrize(
     ("dtype", "bar"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2), (torch.float16, 2e-3)], ids=str
 )
-def test_dtypes(fusion, dtype, bar):
+def test_dtypes(fusion, dtype, bar, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "HEAD_DIM", WIDER)
     layer = make_layer(fusion, dtype=dtype)
     inputs = make_inputs(2, 30, 20, dtype=dtype)
     output = layer(*inputs)
@@ -249,7 +294,8 @@ def test_dtypes(fusion, dtype, bar):
 
 
 @FUSIONS
-def test_autocast(fusion):
+def test_autocast(fusion, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "HEAD_DIM", WIDER)
     layer = make_layer(fusion, dtype=torch.float32)
     inputs = make_inputs(2, 30, 20, dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
@@ -354,7 +400,7 @@ def test_every_parameter_learns(fusion, first_in_group):
 
 @FUSIONS
 def test_removal_key_learns_from_its_initial_value(fusion):
-    layer = CrossWKV(HIDDEN, TEXT, HEAD_DIM, fusion, **RANKS)
+    layer = CrossWKV(HIDDEN, TEXT, HEAD_DIM, fusion, feature_map="silu", **RANKS)
     torch.nn.init.normal_(layer.to_out[0].weight)
     layer(*make_inputs(dtype=torch.float32)).square().sum().backward()
     gradients = [p.grad for name, p in layer.named_parameters() if name.endswith("k_k")]
@@ -387,16 +433,21 @@ def test_paper_needs_first_values_only_where_text_reads():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"head_dim": 7}, "`head_dim` must divide `hidden_size`, got 7 and 24; choose one of"),
-        ({"head_dim": 48}, "`head_dim` must divide `hidden_size`, got 48 and 24"),
-        ({"head_dim": 0}, "`head_dim` must divide `hidden_size`, got 0 and 24"),
+        ({"head_dim": 7}, "`head_dim` must be a multiple of 4 with `feature_map='quadratic'`.* got 7; 4 would do"),
+        ({"head_dim": 28}, r"`head_dim` / 4 \(`feature_map='quadratic'`\) must divide `hidden_size`, got 28 and 24"),
+        ({"head_dim": 7, "fusion": "paper"}, "`head_dim` must divide `hidden_size`, got 7 and 24; choose one of"),
+        ({"head_dim": 48, "fusion": "prefix"}, "`head_dim` must divide `hidden_size`, got 48 and 24"),
+        ({"head_dim": 0}, "`head_dim` must be positive, got 0"),
         (
             {"value_dim": 25},
-            r"`value_dim` must be a multiple of the number of heads, got 25 and 3 heads .* 24 would do",
+            r"`value_dim` must be a multiple of the number of heads, got 25 and 12 heads .* 24 would do",
         ),
-        ({"value_dim": 0}, "`value_dim` must be a multiple of the number of heads, got 0 and 3 heads"),
+        ({"value_dim": 0}, "`value_dim` must be a multiple of the number of heads, got 0 and 12 heads"),
         ({"fusion": "softmax"}, "`fusion` must be one of state, paper, prefix, got 'softmax'"),
-        ({"feature_map": "relu"}, "`feature_map` must be one of identity, silu or None, got 'relu'"),
+        ({"feature_map": "relu"}, "`feature_map` must be one of identity, silu, quadratic or None, got 'relu'"),
+        ({"fusion": "paper", "gate_rank": 0}, "`gate_rank` must be at least 1, got 0"),
+        ({"gate_rank": -1}, "`gate_rank` must be at least 0, got -1"),
+        ({"norm_eps": 0.0}, "`norm_eps` must be positive, got 0.0"),
         ({"decay_rank": -1}, "`decay_rank` must be at least 0, got -1"),
     ],
 )

@@ -55,7 +55,7 @@ def test_indexing_and_cat(state):
     assert_same(state[torch.tensor([True, False, True])], state[[0, 2]])
     for last in (-1, torch.tensor(2), np.int64(2)):
         assert_same(state[last], state[2:])
-    assert repr(state).startswith("PromptState(state, batch 3, [H V K] 2x8x8 ")
+    assert repr(state).startswith("PromptState(state, batch 3, [H V K] 8x2x8 ")
     with pytest.raises(IndexError, match="prompt 3 of a PromptState with 3 prompts"):
         state[3]
 

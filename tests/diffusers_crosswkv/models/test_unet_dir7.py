@@ -256,12 +256,12 @@ def test_stock_arguments_by_place_and_by_name(make_unet, inputs):
     [
         (
             {"crosswkv_head_dim": 12},
-            r"`head_dim` must divide `hidden_size`, got 12 and 16; choose one of \[1, 2, 4, 8, 16\]",
+            r"`head_dim` / 4 .* must divide `hidden_size`, got 12 and 16; choose one of \[4, 8, 16, 32, 64\]",
         ),
         ({"crosswkv_value_dim": (32,)}, r"one or one per down block, got \(32,\) for 2"),
-        ({"crosswkv_gate_rank": 0}, "`gate_rank` must be at least 1, got 0"),
+        ({"crosswkv_fusion": "paper", "crosswkv_gate_rank": 0}, "`gate_rank` must be at least 1, got 0"),
         ({"crosswkv_fusion": "softmax"}, "`fusion` must be one of state, paper, prefix, got 'softmax'"),
-        ({"crosswkv_value_dim": 13}, "`value_dim` must be a multiple of the number of heads, got 13 and 2 heads"),
+        ({"crosswkv_value_dim": 13}, "`value_dim` must be a multiple of the number of heads, got 13 and 8 heads"),
         ({"mid_block_type": "UNetMidBlock2DSimpleCrossAttn"}, "mid_block.*not the SimpleCrossAttn blocks"),
     ],
 )

@@ -49,8 +49,8 @@ def test_int8_pipeline(saved):
         for parameter_name, parameter in module.named_parameters(recurse=False):
             assert is_int8(parameter) or parameter.dtype == torch.float32, f"{name}.{parameter_name}"
     layer = loaded.unet._crosswkv_attentions[0]
-    assert is_int8(layer.to_k.weight) and is_int8(layer.crosswkv.gate_lora.reduce.weight)
-    assert not is_int8(layer.crosswkv.text_writer.k_k)
+    assert is_int8(layer.to_k.weight) and is_int8(layer.crosswkv.text_writer.decay_lora.reduce.weight)
+    assert not is_int8(layer.crosswkv.text_writer.k_a)
 
     prompt = {"prompt": "a handwritten seven"}
     picture = draw(loaded, **prompt)
