@@ -70,8 +70,8 @@ def count(call: Callable[[], object]) -> Flops:
 def papers_formula(unets: UNets, size: int) -> int:
     """13 T H N, the paper's count for its layer, over all layers and both halves of a guided step.
 
-    T are image tokens, H heads, N their width, H N the layer's. It has N where the products with a state `N x N` have N
-    squared.
+    T are image tokens, H heads, N their width, H N the layer's. It has N where the products with a state `N x N` have
+    N squared.
     """
     total, side = 0, size // VAE_FACTOR
     for block, attentions in unets.crosswkv._crosswkv_blocks:
