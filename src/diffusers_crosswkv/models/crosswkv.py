@@ -14,6 +14,7 @@ from crosswkv_kernels import Write, scan_readout, state_readout, wkv7
 from torch import nn
 
 from . import feature_maps
+from .quadratic_read import can_read, read_quadratic
 from .state_writer import LowRank, StateWriter
 from .text_scan import scan_text, turn_backward
 
@@ -45,17 +46,11 @@ class StateNorm(nn.Module):
         weight: torch.Tensor | None = self.weight
         if self.bias is None:  # a weight of each value is one of each row of the state
             state, weight = state * self.weight.view(state.shape[1], -1, 1), None
-        channels = channels.unflatten(-1, (self.num_heads, -1))
-        if torch.is_grad_enabled() or channels.device.type != "cpu":
-            receptance = feature_maps.features(self.feature_map, channels)
-            return state_readout(receptance, state, weight, self.bias, gate, self.eps)
-        size = max(feature_maps.READ_AT_ONCE // (len(state) * state.shape[1] * state.shape[3]), 1)
-        gates = [None] * -(-channels.shape[1] // size) if gate is None else gate.split(size, dim=1)
-        reads = [
-            state_readout(feature_maps.features(self.feature_map, part), state, weight, self.bias, its_gate, self.eps)
-            for part, its_gate in zip(channels.split(size, dim=1), gates, strict=True)
-        ]
-        return torch.cat(reads, dim=1)
+        if self.feature_map == feature_maps.QUADRATIC and can_read(channels):
+            read = read_quadratic(channels, state, weight, self.bias, self.eps)
+            return read if gate is None else read * gate
+        receptance = feature_maps.features(self.feature_map, channels.unflatten(-1, (self.num_heads, -1)))
+        return state_readout(receptance, state, weight, self.bias, gate, self.eps)
 
 
 class ScanNorm(nn.Module):

@@ -7,7 +7,6 @@ from crosswkv_kernels import FEATURE_MAPS
 QUADRATIC = "quadratic"
 NAMES = (*FEATURE_MAPS, QUADRATIC)
 PRODUCTS = 4  # features per channel with `quadratic`
-READ_AT_ONCE = 2**19  # features per block without gradients: they stay in a processor's cache
 
 
 def channels_per_head(feature_map: str, head_dim: int) -> int:

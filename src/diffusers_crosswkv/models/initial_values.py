@@ -13,7 +13,8 @@ def channel_ramp(width: int) -> torch.Tensor:
 
 def head_zigzag(width: int, head_dim: int) -> torch.Tensor:
     """-1 to 1 inside every head, quadratic: neighbours in a head start different (RWKV-LM, x070)."""
-    x = torch.linspace(-1, 1, head_dim) if head_dim > 1 else torch.zeros(1)
+    end = 1 if head_dim > 1 else 0
+    x = torch.linspace(-end, end, head_dim)  # where `linspace` escapes a device context, all values here do
     return (x * x.abs()).repeat(width // head_dim)
 
 

@@ -9,7 +9,7 @@ from diffusers.models.attention_processor import Attention
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusers_crosswkv.models import CrossWKV, feature_maps
+from diffusers_crosswkv.models import CrossWKV, quadratic_read
 from diffusers_crosswkv.models.feature_maps import quadratic
 
 FUSIONS = pytest.mark.parametrize("fusion", ["state", "prefix", "paper"])
@@ -255,11 +255,13 @@ def test_all_products_of_two_channels_make_a_square():
 
 @pytest.mark.parametrize("gate_rank", [0, 5])
 @pytest.mark.parametrize("output_norm", [True, False])
-def test_reading_in_blocks_is_reading(gate_rank, output_norm, monkeypatch):
+@pytest.mark.parametrize("head_dim", [4, 8, 24, 32])
+def test_reading_without_gradients_is_reading(gate_rank, output_norm, head_dim, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "HEAD_DIM", head_dim)
     layer = make_layer("state", gate_rank=gate_rank, output_norm=output_norm)
     image, text = make_inputs(2, 9, 5)
     expected = layer(image, text)
-    monkeypatch.setattr(feature_maps, "READ_AT_ONCE", 400)
+    monkeypatch.setattr(quadratic_read, "FEATURES_AT_ONCE", 4 * 2 * HIDDEN * 4)
     with torch.no_grad():
         assert torch.allclose(layer(image, text), expected, rtol=0, atol=1e-12)
 
