@@ -37,10 +37,8 @@ class Arm:
     prefix: str = ENDOFTEXT
 
 
-STATE: dict[str, Any] = {
-    "head_dim": 64,
-    "gate_rank": 0,
-}  # four features of each of a head's 16 channels, and no gate: the defaults
+# The defaults: four features of each of a head's 16 channels, and no gate.
+STATE: dict[str, Any] = {"head_dim": 64, "gate_rank": 0}
 MAIN_ARMS = {
     "softmax": Arm(None),
     "state": Arm("state", STATE),

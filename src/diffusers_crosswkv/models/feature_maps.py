@@ -44,7 +44,13 @@ def quadratic(x: torch.Tensor) -> torch.Tensor:
     """
     n, dtype = x.shape[-1], x.dtype
     x = x.to(torch.promote_types(dtype, torch.float32))  # each product rounded once
-    circle = torch.cat([x] * (1 + -(-(PRODUCTS - 1) // n)), dim=-1)
+    circle = in_circle(x, dim=-1)
     square, root = n**-0.25, 2**0.5 * n**-0.25
     parts = [x * circle[..., j : j + n] * (root if j else square) for j in range(PRODUCTS)]
     return torch.cat(parts, dim=-1).to(dtype)
+
+
+def in_circle(x: torch.Tensor, dim: int) -> torch.Tensor:
+    """The `n` channels of dimension `dim`, and behind the last one again as many as a product reaches beyond it."""
+    rounds, rest = divmod(PRODUCTS - 1, x.shape[dim])
+    return torch.cat((x, *[x] * rounds, x.narrow(dim, 0, rest)), dim)

@@ -6,7 +6,7 @@ processor's cache, and with channels before tokens in memory, so that every prod
 
 import torch
 
-from .feature_maps import PRODUCTS
+from .feature_maps import PRODUCTS, in_circle
 
 FEATURES_AT_ONCE = 2**21  # of 2**18 to 2**22 the fastest at Stable Diffusion's sizes on two cores
 
@@ -57,7 +57,7 @@ def read_quadratic(
 def products(x: torch.Tensor) -> torch.Tensor:
     """As `feature_maps.quadratic`, without its factors: `[B, H, n, T]` to `[B, H, 4 n, T]`."""
     n = x.shape[2]
-    circle = torch.cat([x] * (1 + -(-(PRODUCTS - 1) // n)), dim=2) if n < PRODUCTS else torch.cat((x, x[:, :, :3]), 2)
+    circle = in_circle(x, dim=2)
     result = x.new_empty(*x.shape[:2], PRODUCTS * n, x.shape[3])
     for j, part in enumerate(result.chunk(PRODUCTS, dim=2)):
         torch.mul(x, circle[:, :, j : j + n], out=part)
