@@ -96,8 +96,8 @@ def test_a_state_continues_a_prompt(pipeline, judge):
     assert (judge.read(images * 2 - 1) == torch.arange(10).repeat(4)).float().mean() >= 0.95
 
 
-class InvertedDigits:
-    """Black on white."""
+class DimDigits:
+    """At half the brightness."""
 
     def __init__(self):
         self.digits = load_digits()
@@ -106,23 +106,24 @@ class InvertedDigits:
         return len(self.digits)
 
     def image(self, index):
-        return -self.digits.image(index)
+        return (self.digits.image(index) - 1) / 2
 
     def caption(self, index, rng):
         return self.digits.caption(index, rng)
 
 
 def test_a_tuned_state_draws_in_another_style(pipeline, judge, tmp_path):
-    """7,168 numbers, in a file, make a model that draws white on black draw black on white what the prompt asks.
+    """7,168 numbers, in a file, make the model draw what the prompt asks at half the brightness.
 
-    Not as well as the model itself: of 80 digits a tenth would be read right by chance.
+    Styles that are further from what the model has learnt cost legibility: digits upside down, which such a state
+    draws too, or white on grey are read right in 60 to 70 % of pictures, black on white in no more than by chance.
     """
     pipeline.set_progress_bar_config(disable=True)
     models = Models(
         pipeline.unet, pipeline.text_encoder, pipeline.tokenizer, DDPMScheduler(**NOISE_SCHEDULE), ENDOFTEXT
     )
-    config = TrainingConfig(tmp_path / "run", 300, weights="state", learning_rate=0.3, lr_warmup_steps=20)
-    denoiser = train(config, models, InvertedDigits(), progress=False).denoiser
+    config = TrainingConfig(tmp_path / "run", 300, weights="state", learning_rate=0.1, lr_warmup_steps=20)
+    denoiser = train(config, models, DimDigits(), progress=False).denoiser
     initial_prompt_state(denoiser).save(tmp_path / "style.safetensors")
     style = PromptState.load(tmp_path / "style.safetensors")
     assert sum(x.numel() for x in style.states) == 7168
@@ -133,9 +134,9 @@ def test_a_tuned_state_draws_in_another_style(pipeline, judge, tmp_path):
         return pipeline(prompts, **settings, **style, generator=torch.Generator().manual_seed(7)).images
 
     plain, styled = drawn(), drawn(prompt_state=style)
-    assert plain.mean() < 0.45 < 0.6 < styled.mean()
-    read = judge.read(1 - styled * 2)
-    assert (read == torch.arange(10).repeat(8)).float().mean() >= 0.25
+    assert 0.2 < styled.mean() / plain.mean() < 0.6  # guidance takes it below the half
+    read = judge.read((styled * 4 - 1).clamp(max=1))
+    assert (read == torch.arange(10).repeat(8)).float().mean() >= 0.8
 
 
 def noise():
