@@ -1,12 +1,16 @@
 """The WKV-7 recurrence of CrossWKV and its neighbours, for PyTorch."""
 
-from .elementwise import FEATURE_MAPS, Write
+from .elementwise import Write
+from .feature_maps import FEATURE_MAPS, PRODUCTS, QUADRATIC, map_features
 from .interface import scan_readout, state_readout, state_writes, token_shift_mix, wkv7
 from .reference import wkv7_reference
 
 __all__ = [
     "FEATURE_MAPS",
+    "PRODUCTS",
+    "QUADRATIC",
     "Write",
+    "map_features",
     "scan_readout",
     "state_readout",
     "state_writes",

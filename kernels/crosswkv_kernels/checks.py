@@ -2,7 +2,7 @@
 
 import torch
 
-from .elementwise import FEATURE_MAPS
+from .feature_maps import FEATURE_MAPS, PRODUCTS, QUADRATIC, number_of_features
 
 
 def check_state_writes(
@@ -12,18 +12,21 @@ def check_state_writes(
         raise ValueError(
             "`first_value` and `value_share` must both be given or both be None, got one; give the other."
         )
-    if feature_map not in FEATURE_MAPS:
-        raise ValueError(f"`feature_map` must be one of {', '.join(FEATURE_MAPS)}, got {feature_map!r}.")
+    check_feature_map(feature_map)
     optional = {"first_value": first_value, "value_share": value_share}
-    check_tensors(optional, decay=decay, rate=rate, key=key, value=value, k_k=k_k, k_a=k_a)
+    check_tensors(optional | {"k_k": k_k}, decay=decay, rate=rate, key=key, value=value, k_a=k_a)
     check_dims("[B, T, H * K]", key=key)
     check_dims("[B, T, H * V]", value=value)
     for name, x in (("key", key), ("value", value)):
         if num_heads < 1 or x.shape[2] % num_heads:
             raise ValueError(f"`num_heads` must divide the width of `{name}`, got {num_heads} and {x.shape[2]}.")
+    width = number_of_features(feature_map, key.shape[2])
     for name, x in (("decay", decay), ("rate", rate)):
-        if x.shape != key.shape:
-            raise ValueError(f"`{name}` must have the shape of `key`, got {shape_of(x)} and {shape_of(key)}.")
+        if x.shape not in [(*key.shape[:2], width), (*key.shape[:2], num_heads)]:
+            raise ValueError(
+                f"`{name}` must be [B, T, H * K] or [B, T, H], H * K = {width} and the rest as in `key`, "
+                f"got {shape_of(x)} and {shape_of(key)}."
+            )
     if value.shape[:2] != key.shape[:2]:
         raise ValueError(
             f"`value` must be [B, T, H * V] with the B and T of `key`, got {shape_of(value)} and {shape_of(key)}."
@@ -31,9 +34,10 @@ def check_state_writes(
     for name, x in optional.items():
         if x is not None and x.shape != value.shape:
             raise ValueError(f"`{name}` must have the shape of `value`, got {shape_of(x)} and {shape_of(value)}.")
-    for name, x in (("k_k", k_k), ("k_a", k_a)):
-        if x.shape != key.shape[2:]:
-            raise ValueError(f"`{name}` must be [H * K] = {shape_of(key)[2:]}, got {shape_of(x)}.")
+    if k_k is not None and k_k.shape != (width,):
+        raise ValueError(f"`k_k` must be [H * K] = [{width}], got {shape_of(k_k)}.")
+    if k_a.shape != rate.shape[2:]:
+        raise ValueError(f"`k_a` must be as wide as `rate`, {shape_of(rate)[2:]}, got {shape_of(k_a)}.")
     if mask is not None:
         check_mask(mask, key)
 
@@ -50,14 +54,22 @@ def check_mask(mask, key) -> None:
         )
 
 
-def check_state_readout(r, state, norm_weight, norm_bias, gate, eps) -> None:
+def check_feature_map(feature_map) -> None:
+    if feature_map not in FEATURE_MAPS:
+        raise ValueError(f"`feature_map` must be one of {', '.join(FEATURE_MAPS)}, got {feature_map!r}.")
+
+
+def check_state_readout(r, state, norm_weight, norm_bias, gate, eps, feature_map) -> None:
+    check_feature_map(feature_map)
     check_tensors({"gate": gate, "norm_weight": norm_weight, "norm_bias": norm_bias}, r=r, state=state)
-    check_dims("[B, T, H, K]", r=r)
+    check_dims("[B, T, H, n]" if feature_map == QUADRATIC else "[B, T, H, K]", r=r)
     check_dims("[B, H, V, K]", state=state)
-    batch_size, length, num_heads, head_dim = r.shape
+    batch_size, length, num_heads, channels = r.shape
+    head_dim = number_of_features(feature_map, channels)
     if (state.shape[0], state.shape[1], state.shape[3]) != (batch_size, num_heads, head_dim):
+        of = f"of `r`, {PRODUCTS} features of each channel," if feature_map == QUADRATIC else "of `r`,"
         raise ValueError(
-            f"`state` must be [B, H, V, K] with the B, H and K of `r`, got {shape_of(state)} and {shape_of(r)}."
+            f"`state` must be [B, H, V, K] with the B, H and K {of} got {shape_of(state)} and {shape_of(r)}."
         )
     width = num_heads * state.shape[2]
     check_norm(norm_weight, norm_bias, width, eps)
@@ -127,7 +139,7 @@ def check_wkv7(r, w, k, v, kappa, a, initial_state) -> None:
     check_dims("[B, T, H, K]", k=k, r=r, w=w, kappa=kappa, a=a)
     check_dims("[B, T, H, V]", v=v)
     for name, x in (("r", r), ("w", w), ("kappa", kappa), ("a", a)):
-        if x is not None and x.shape != k.shape:
+        if x is not None and x.shape != k.shape and (name not in "wa" or x.shape != (*k.shape[:3], 1)):
             raise ValueError(f"`{name}` must have the shape [B, T, H, K] of `k`, got {shape_of(x)} and {shape_of(k)}.")
     if v.shape[:3] != k.shape[:3]:
         raise ValueError(f"`v` must be [B, T, H, V] with the B, T and H of `k`, got {shape_of(v)} and {shape_of(k)}.")

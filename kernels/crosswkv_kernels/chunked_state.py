@@ -102,7 +102,7 @@ def put_chunks(target: torch.Tensor, chunks: torch.Tensor) -> None:
 class Passed(NamedTuple):
     """What a scan over chunks leaves for its backward, `[N, G, ...]` each with G = B * H."""
 
-    before: torch.Tensor  # e^(c_(t-1) - middle), [N, G, C, K]
+    before: torch.Tensor  # e^(c_(t-1) - middle), [N, G, C, K] or [N, G, C, 1], as wide as `w`
     after: torch.Tensor  # e^(c_t - middle)
     inverse: torch.Tensor  # e^(middle - c_t)
     A: torch.Tensor
@@ -149,17 +149,23 @@ def gradients_of_chunks(write: Write, passed: Passed, d_state: torch.Tensor) -> 
         torch.mul(d_state, leave_i, out=d_written_i)
         torch.bmm(B_i, d_written_i.mT, out=P_i)  # -dU
         d_state = torch.baddbmm(d_written_i, P_i.mT, W_i, alpha=-1).mul_(enter_i)
-    d_last = (d_written * ends).sum(-2, keepdim=True) / leave
+    d_last = as_wide_as(write.w, (d_written * ends).sum(-2, keepdim=True)) / leave
     d_right = (X.mT @ P).neg_()  # of A S_0^T + M V
     d_L, d_M = (d_right @ U.mT).neg_().tril_(-1), (d_right @ write.v.mT).tril_(-1)
     d_v = K @ d_written.mT + M.mT @ d_right
     d_K = write.v @ d_written + d_M.mT @ A
     d_B = d_L.mT @ A - U @ d_written
     d_A = d_right @ starts + d_L @ B + d_M @ K
-    d_before = d_A * A
-    d_c = d_before - d_B * B - d_K * K
+    d_before = as_wide_as(write.w, d_A * A)
+    d_c = d_before - as_wide_as(write.w, d_B * B + d_K * K)
     d_c[:, :, -1:] += d_last
     d_w = d_c.flip(2).cumsum(2).flip(2).sub_(d_before)
     d_B.mul_(inverse)
     d_kappa = d_A.mul_(before).addcmul_(d_B, write.a)
-    return d_w, d_K.mul_(inverse), d_v, d_kappa, d_B.mul_(write.kappa), d_state
+    d_a = as_wide_as(write.a, d_B.mul_(write.kappa))
+    return d_w, d_K.mul_(inverse), d_v, d_kappa, d_a, d_state
+
+
+def as_wide_as(x: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """The gradient of `x`, which may be one number for all channels of a head."""
+    return gradient if x.shape[-1] == gradient.shape[-1] else gradient.sum(-1, keepdim=True)

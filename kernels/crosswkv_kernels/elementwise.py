@@ -4,25 +4,24 @@ At least float32 inside, float64 if an input is; the results are rounded once, a
 """
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
+from .feature_maps import QUADRATIC, map_features
+from .quadratic_read import can_read, read_quadratic
 from .reference import compute_dtype
-
-FEATURE_MAPS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"identity": lambda x: x, "silu": F.silu}
 
 
 class Write(NamedTuple):
     """What a sequence of tokens writes: the arguments of [`wkv7`] besides the receptance."""
 
-    w: torch.Tensor  # [B, T, H, K]
+    w: torch.Tensor  # [B, T, H, K], or [B, T, H, 1]: one for all channels of a head
     k: torch.Tensor  # [B, T, H, K]
     v: torch.Tensor  # [B, T, H, V]
     kappa: torch.Tensor  # [B, T, H, K]
-    a: torch.Tensor  # [B, T, H, K]
+    a: torch.Tensor  # [B, T, H, K] or [B, T, H, 1]
 
 
 def token_shift_mix(x: torch.Tensor, mu: torch.Tensor, previous: torch.Tensor | None) -> torch.Tensor:
@@ -40,7 +39,7 @@ def state_writes(
     value: torch.Tensor,
     first_value: torch.Tensor | None,
     value_share: torch.Tensor | None,
-    k_k: torch.Tensor,
+    k_k: torch.Tensor | None,
     k_a: torch.Tensor,
     mask: torch.Tensor | None,
     num_heads: int,
@@ -51,18 +50,18 @@ def state_writes(
     def heads(x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(-1, (num_heads, x.shape[-1] // num_heads))
 
-    w = -math.exp(-0.5) * torch.sigmoid(decay.to(dtype))  # (8)
-    a = torch.sigmoid(rate.to(dtype))  # (9)
+    def kept(x: torch.Tensor) -> torch.Tensor:
+        return x if mask is None else x.masked_fill(~mask[:, :, None], 0)
+
+    w = kept(-math.exp(-0.5) * torch.sigmoid(decay.to(dtype)))  # (8)
+    a = heads(kept(torch.sigmoid(rate.to(dtype))))  # (9)
     if first_value is not None and value_share is not None:  # (10)
         mixed = torch.lerp(value.to(dtype), first_value.to(dtype), torch.sigmoid(value_share.to(dtype)))
         value = mixed.to(value.dtype)
-    key = FEATURE_MAPS[feature_map](key.to(dtype))
-    kappa = F.normalize(heads(key * k_k.to(dtype)), dim=-1)  # (11)
-    key = key * (1 + (a - 1) * k_a.to(dtype))
-    write = Write(heads(w), heads(key), heads(value), kappa, heads(a))  # (12)
-    if mask is None:
-        return write
-    return Write(*(x.masked_fill(~mask[:, :, None, None], 0) for x in write))
+    key = map_features(heads(kept(key.to(dtype))), feature_map)  # of zeros: zeros
+    kappa = F.normalize(key if k_k is None else key * heads(k_k.to(dtype)), dim=-1)  # (11)
+    key = key * (1 + (a - 1) * heads(k_a.to(dtype)))
+    return Write(heads(w), key, heads(kept(value)), kappa, a)  # (12)
 
 
 def state_readout(
@@ -72,9 +71,13 @@ def state_readout(
     norm_bias: torch.Tensor | None,
     gate: torch.Tensor | None,
     eps: float,
+    feature_map: str,
 ) -> torch.Tensor:
     dtype = compute_dtype(r, state)
-    o = read_heads(r.to(dtype), state.to(dtype))
+    if feature_map == QUADRATIC and can_read(r, state, norm_weight, norm_bias):
+        o = read_quadratic(r.to(dtype), state.to(dtype), norm_weight, norm_bias, eps)
+        return (o if gate is None else o * gate).to(r.dtype)
+    o = read_heads(map_features(r.to(dtype), feature_map), state.to(dtype))
     if norm_weight is None and gate is not None:  # the gate first: the product gets its order in memory
         return (gate.unflatten(-1, o.shape[2:]) * o).flatten(-2).to(r.dtype)
     o = group_norm(o, norm_weight, norm_bias, eps)

@@ -20,6 +20,7 @@ from .checks import (
 from .chunked import wkv7_chunked
 from .chunked_state import final_state_chunked
 from .elementwise import Write
+from .feature_maps import number_of_features
 from .reference import wkv7_reference
 
 with suppress(ImportError):  # no Triton for this system: `takes_triton` never says yes
@@ -51,11 +52,13 @@ def wkv7(
     Args:
         r: receptance `[B, T, H, K]`, or None to compute the state alone.
         w: **log** decay `[B, T, H, K]`, `-exp(-0.5) * sigmoid(.)`, so in (-0.60653, 0]; 0 keeps everything. Below
-            -0.60653 chunks lose accuracy, and below -5 they overflow; the range is not checked.
+            -0.60653 chunks lose accuracy, and below -5 they overflow; the range is not checked. `[B, T, H, 1]` is one
+            decay for all channels of a head.
         k: replacement key `[B, T, H, K]`.
         v: value `[B, T, H, V]`; V may differ from K.
         kappa: removal key `[B, T, H, K]`, of L2 norm 1 over K, or 0 at tokens that shall do nothing.
-        a: in-context learning rate `[B, T, H, K]`, in (0, 1); up to 2 gives the transition negative eigenvalues.
+        a: in-context learning rate `[B, T, H, K]` or, one for a head, `[B, T, H, 1]`; in (0, 1), up to 2 gives the
+            transition negative eigenvalues.
         initial_state: `[B, H, V, K]`, zeros if None.
         output_final_state: return the state behind the last token.
         mode: `chunk` (matrix products), `recurrent` (token by token) or `auto`, which on Triton is `recurrent` for
@@ -86,6 +89,7 @@ def wkv7(
     chosen = choose_scan_backend(mode, backend, tensors, (k.shape[3], v.shape[3]))
     run: Callable[..., tuple[torch.Tensor | None, torch.Tensor | None]]
     if chosen == "triton":
+        w, a = w.expand(k.shape), a.expand(k.shape)
         trained = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
         may_be_short = mode == "auto" and not trained and not torch.compiler.is_exporting()
         short = may_be_short and k.shape[1] <= RECURRENT_LENGTH
@@ -140,7 +144,7 @@ def state_writes(
     rate: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    k_k: torch.Tensor,
+    k_k: torch.Tensor | None,
     k_a: torch.Tensor,
     num_heads: int,
     *,
@@ -161,24 +165,25 @@ def state_writes(
     A key of zeros has a removal key of zeros: norms below 1e-12 count as 1e-12.
 
     Args:
-        decay: `[B, T, H * K]`, what the decay's LoRA returns, bias included.
-        rate: `[B, T, H * K]`, the same for the in-context learning rate.
-        key: `[B, T, H * K]`, projected.
+        decay: `[B, T, H * K]`, what the decay's LoRA returns, bias included; or `[B, T, H]`, one for each head.
+        rate: `[B, T, H * K]` or `[B, T, H]`, the same for the in-context learning rate.
+        key: `[B, T, H * n]`, projected; n = K but for the feature map `quadratic`, where K = 4 n.
         value: `[B, T, H * V]`, projected.
-        k_k, k_a: `[H * K]`.
+        k_k: `[H * K]`, or None for ones.
+        k_a: `[H * K]` or, if `rate` has one number for a head, `[H]`.
         num_heads: H.
         first_value: `[B, T, H * V]`, the value of the group's first layer; without it `v` is the value.
         value_share: `[B, T, H * V]`, how much of it to take, before the sigmoid. Both or none.
         mask: `[B, T]` boolean, True keeps; masked tokens write nothing: all five results are zero there.
-        feature_map: `identity` or `silu`, applied to the key.
+        feature_map: `identity`, `silu` or `quadratic`, applied to the key of each head: see [`map_features`].
         backend: `triton` (one kernel, on GPUs), `chunked` (plain PyTorch) or `auto`, Triton on GPUs where it can
             run. Triton's gradients have no gradients of their own.
 
     `decay`, `rate` and `value_share` may be expanded: a LoRA of rank 0 returns its bias for every token.
 
     Returns:
-        `Write(w, k, v, kappa, a)`, `[B, T, H, K]`, `v` `[B, T, H, V]`. `v` has the dtype of `value`, the others are
-        float32 (float64 if an input is).
+        `Write(w, k, v, kappa, a)`, `[B, T, H, K]`, `v` `[B, T, H, V]`, and `w` and `a` `[B, T, H, 1]` if each head
+        has one. `v` has the dtype of `value`, the others are float32 (float64 if an input is).
 
     Raises:
         TypeError: an argument is no floating point tensor, or the mask is not boolean.
@@ -187,7 +192,7 @@ def state_writes(
     """
     tensors = (decay, rate, key, value, first_value, value_share, k_k, k_a)
     check_state_writes(*tensors, mask, num_heads, feature_map)
-    widths = (key.shape[2] // num_heads, value.shape[2] // num_heads)
+    widths = (number_of_features(feature_map, key.shape[2] // num_heads), value.shape[2] // num_heads)
     if not takes_triton(backend, tensors, widths):
         with exact(key.device):
             return elementwise.state_writes(*tensors, mask, num_heads, feature_map)
@@ -206,18 +211,20 @@ def state_readout(
     gate: torch.Tensor | None = None,
     eps: float = 64e-5,
     *,
+    feature_map: str = "identity",
     backend: str = "auto",
 ) -> torch.Tensor:
     """Read a state that no longer changes, normalise per head, gate (equations 13, 14 and 16).
 
-    `o_t = GroupNorm_H(S r_t) * gate_t`, with one group per head.
+    `o_t = GroupNorm_H(S f(r_t)) * gate_t`, with one group per head and the feature map f.
 
     Args:
-        r: receptance `[B, T, H, K]`.
+        r: receptance `[B, T, H, n]`, before the feature map; n = K but for `quadratic`, where K = 4 n.
         state: `[B, H, V, K]`.
         norm_weight, norm_bias: `[H * V]`, or None, both, for no normalisation.
         gate: `[B, T, H * V]`, or None for no gate.
-        eps: added to the variance, > 0; the models use `head_dim * 1e-5`.
+        eps: added to the variance, > 0; RWKV-7 takes `head_dim * 1e-5`.
+        feature_map: `identity`, `silu` or `quadratic`, applied to the receptance: see [`map_features`].
         backend: `triton` (one kernel, on GPUs), `chunked` (plain PyTorch) or `auto`, Triton on GPUs where it can
             run. Triton's gradients have no gradients of their own.
 
@@ -226,15 +233,15 @@ def state_readout(
 
     Raises:
         TypeError: an argument is no floating point tensor.
-        ValueError: shapes or devices do not fit, `eps` is not positive, or `backend` is unknown.
+        ValueError: shapes or devices do not fit, `eps` is not positive, or `feature_map` or `backend` is unknown.
         RuntimeError: the backend asked for by name cannot run here.
     """
-    check_state_readout(r, state, norm_weight, norm_bias, gate, eps)
+    check_state_readout(r, state, norm_weight, norm_bias, gate, eps, feature_map)
     tensors = (r, state, norm_weight, norm_bias, gate)
     if takes_triton(backend, tensors, tuple(state.shape[2:])):
-        return triton_readout.state_readout(*tensors, float(eps))
+        return triton_readout.state_readout(*tensors, float(eps), feature_map)
     with exact(r.device):
-        return elementwise.state_readout(*tensors, eps)
+        return elementwise.state_readout(*tensors, eps, feature_map)
 
 
 def scan_readout(

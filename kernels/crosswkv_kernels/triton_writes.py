@@ -1,20 +1,35 @@
 """`state_writes` (equations 8 to 12) as one Triton kernel forward and one backward."""
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 
+from .feature_maps import number_of_features
 from .triton_blocks import (
     empty_gradient,
     given,
     load,
     offsets,
+    optional_contiguous,
     optional_rows,
     packed,
     row_strides,
     sum_parts,
     token_block,
     tokens_per_block,
+)
+from .triton_features import (
+    feature_columns,
+    feature_constants,
+    features,
+    features_of_partner,
+    load_channels,
+    load_or_one,
+    product_factors,
+    slopes,
+    store_channels,
 )
 from .triton_launch import launch
 
@@ -33,35 +48,37 @@ def kept(p_mask, i_b, o_t, m_t, s_mask_b, s_mask_t):
 
 
 # A token and a head, K = V = 64, 16 bits in: decay, rate, key 384 bytes, the four float32 outputs 1,024; value,
-# first value, share and v 512 more with a value residual, value and v 256 with a mask alone.
+# first value, share and v 512 more with a value residual, value and v 256 with a mask alone. With `quadratic`, K = 64,
+# V = 16 and one decay and rate for a head: 36 bytes in, 520 out, and 128 or 64 for the values.
 @triton.jit
 def writes_forward(
     p_decay, p_rate, p_key, p_value, p_first, p_share, p_k_k, p_k_a, p_mask, p_w, p_k, p_v, p_kappa, p_a,
     s_decay_b, s_decay_t, s_rate_b, s_rate_t, s_key_b, s_key_t, s_value_b, s_value_t, s_first_b, s_first_t,
     s_share_b, s_share_t, s_mask_b, s_mask_t, T, H,
-    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BT: tl.constexpr, SILU: tl.constexpr,
+    N: tl.constexpr, K: tl.constexpr, V: tl.constexpr, KW: tl.constexpr, KA: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BT: tl.constexpr, MAP: tl.constexpr,
 ):  # fmt: skip
     i_h = tl.program_id(1)
     i_b, o_t, m_t = token_block(tl.program_id(0), tl.cdiv(T, BT), T, BT)
     m_kept = kept(p_mask, i_b, o_t, m_t, s_mask_b, s_mask_t)
     i_row = i_b * T + o_t
 
-    m_k = tl.arange(0, BK) < K
-    o_k = i_h * K + tl.arange(0, BK)
+    o_k, m_k, o_n, o_partner = feature_columns(i_h, N, BN, tl.arange(0, BK))
+    o_w, o_a = i_h * KW + o_k % KW, i_h * KA + o_k % KA  # of a head or of each channel
     m = m_t[:, None] & m_k[None, :]
     m_in = m_kept[:, None] & m_k[None, :]
-    o_out = packed(i_row, H * K, o_k)
-    b_decay = load(p_decay, offsets(i_b, o_t, s_decay_b, s_decay_t, o_k), m_in)
-    tl.store(p_w + o_out, tl.where(m_in, tl.sigmoid(b_decay) * -MOST_DECAY, 0), mask=m)  # (8)
-    b_rate = load(p_rate, offsets(i_b, o_t, s_rate_b, s_rate_t, o_k), m_in)
-    tl.store(p_a + o_out, tl.where(m_in, tl.sigmoid(b_rate), 0), mask=m)  # (9)
-    b_key = load(p_key, offsets(i_b, o_t, s_key_b, s_key_t, o_k), m_in)
-    if SILU:
-        b_key = b_key * tl.sigmoid(b_key)
-    b_kappa = b_key * load(p_k_k, o_k, m_k)[None, :]  # (11)
+    m_w, m_a = m & (o_k < KW)[None, :], m & (o_k < KA)[None, :]
+    o_out = packed(i_row, H * K, i_h * K + o_k)
+    b_decay = load(p_decay, offsets(i_b, o_t, s_decay_b, s_decay_t, o_w), m_in)
+    tl.store(p_w + packed(i_row, H * KW, o_w), tl.where(m_in, tl.sigmoid(b_decay) * -MOST_DECAY, 0), mask=m_w)  # (8)
+    b_rate = load(p_rate, offsets(i_b, o_t, s_rate_b, s_rate_t, o_a), m_in)
+    tl.store(p_a + packed(i_row, H * KA, o_a), tl.where(m_in, tl.sigmoid(b_rate), 0), mask=m_a)  # (9)
+    b_x, b_partner = load_channels(p_key, i_b, o_t, s_key_b, s_key_t, o_n, o_partner, m_in, MAP)
+    b_key = features(b_x, b_partner, o_k, N, MAP)
+    b_kappa = b_key * load_or_one(p_k_k, i_h * K + o_k, m_k)[None, :]  # (11)
     b_norm = tl.maximum(tl.sqrt(tl.sum(b_kappa * b_kappa, 1)), TINY)
     tl.store(p_kappa + o_out, b_kappa / b_norm[:, None], mask=m)
-    b_k_a = load(p_k_a, o_k, m_k)[None, :]
+    b_k_a = load(p_k_a, o_a, m_k)[None, :]
     tl.store(p_k + o_out, b_key * (1 - tl.sigmoid(-b_rate) * b_k_a), mask=m)
 
     if p_value is not None:
@@ -76,6 +93,13 @@ def writes_forward(
         tl.store(p_v + packed(i_row, H * V, o_v), b_v, mask=m_t[:, None] & m_v[None, :])
 
 
+@triton.jit
+def key_gradient(b_dk, b_dkappa, b_key, b_k_k, b_kept, b_along, b_scale):
+    """Of the features: through k, which takes the share `b_kept` of them, and through kappa."""
+    b_dz = (b_dkappa - b_key * b_k_k * (b_scale * b_along)[:, None]) * b_scale[:, None]
+    return b_dk * b_kept + b_dz * b_k_k
+
+
 # A token and a head, K = V = 64, 16 bits in: 768 bytes in and out of decay, rate and key, 1,024 for the gradients of
 # the four float32 outputs, and 512 / BT for those of k_k and k_a; with a value residual 896 more.
 @triton.jit
@@ -85,45 +109,67 @@ def writes_backward(
     s_dw_b, s_dw_t, s_dk_b, s_dk_t, s_dv_b, s_dv_t, s_dkappa_b, s_dkappa_t, s_da_b, s_da_t,
     s_decay_b, s_decay_t, s_rate_b, s_rate_t, s_key_b, s_key_t, s_value_b, s_value_t, s_first_b, s_first_t,
     s_share_b, s_share_t, s_mask_b, s_mask_t, T, H,
-    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BT: tl.constexpr, SILU: tl.constexpr,
+    N: tl.constexpr, K: tl.constexpr, V: tl.constexpr, KW: tl.constexpr, KA: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BT: tl.constexpr, MAP: tl.constexpr,
 ):  # fmt: skip
     i_h = tl.program_id(1)
     i_b, o_t, m_t = token_block(tl.program_id(0), tl.cdiv(T, BT), T, BT)
     m_kept = kept(p_mask, i_b, o_t, m_t, s_mask_b, s_mask_t)
     i_row = i_b * T + o_t
 
-    m_k = tl.arange(0, BK) < K
-    o_k = i_h * K + tl.arange(0, BK)
+    o_k, m_k, o_n, o_partner = feature_columns(i_h, N, BN, tl.arange(0, BK))
+    o_w, o_a, o_kt = i_h * KW + o_k % KW, i_h * KA + o_k % KA, i_h * K + o_k
     m = m_t[:, None] & m_k[None, :]
     m_in = m_kept[:, None] & m_k[None, :]
-    o_out = packed(i_row, H * K, o_k)
-    b_decay = load(p_decay, offsets(i_b, o_t, s_decay_b, s_decay_t, o_k), m_in)
-    b_dw = load(p_dw, offsets(i_b, o_t, s_dw_b, s_dw_t, o_k), m_in)
-    tl.store(p_ddecay + o_out, b_dw * tl.sigmoid(b_decay) * tl.sigmoid(-b_decay) * -MOST_DECAY, mask=m)
+    m_w, m_a = m & (o_k < KW)[None, :], m & (o_k < KA)[None, :]
+    b_decay = load(p_decay, offsets(i_b, o_t, s_decay_b, s_decay_t, o_w), m_in)
+    b_dw = load(p_dw, offsets(i_b, o_t, s_dw_b, s_dw_t, o_w), m_in)
+    b_ddecay = b_dw * tl.sigmoid(b_decay) * tl.sigmoid(-b_decay) * -MOST_DECAY
+    tl.store(p_ddecay + packed(i_row, H * KW, o_w), b_ddecay, mask=m_w)
 
-    b_key = load(p_key, offsets(i_b, o_t, s_key_b, s_key_t, o_k), m_in)
-    b_slope = tl.full((BT, BK), 1, tl.float32)
-    if SILU:
-        b_slope = tl.sigmoid(b_key) * (1 + b_key * tl.sigmoid(-b_key))
-        b_key = b_key * tl.sigmoid(b_key)
-    b_k_k = load(p_k_k, o_k, m_k)[None, :]
-    b_k_a = load(p_k_a, o_k, m_k)[None, :]
-    b_dk = load(p_dk, offsets(i_b, o_t, s_dk_b, s_dk_t, o_k), m_in)
-    b_rate = load(p_rate, offsets(i_b, o_t, s_rate_b, s_rate_t, o_k), m_in)
+    b_x, b_partner = load_channels(p_key, i_b, o_t, s_key_b, s_key_t, o_n, o_partner, m_in, MAP)
+    b_key = features(b_x, b_partner, o_k, N, MAP)
+    b_k_k = load_or_one(p_k_k, o_kt, m_k)[None, :]
+    b_k_a = load(p_k_a, o_a, m_k)[None, :]
+    b_dk = load(p_dk, offsets(i_b, o_t, s_dk_b, s_dk_t, o_kt), m_in)
+    b_rate = load(p_rate, offsets(i_b, o_t, s_rate_b, s_rate_t, o_a), m_in)
     b_rest = tl.sigmoid(-b_rate)  # 1 - a
-    b_da = load(p_da, offsets(i_b, o_t, s_da_b, s_da_t, o_k), m_in) + b_dk * b_key * b_k_a
-    tl.store(p_drate + o_out, b_da * tl.sigmoid(b_rate) * b_rest, mask=m)
+    b_da = b_dk * b_key * b_k_a
+    b_dk_a = -tl.sum(b_dk * b_key * b_rest, 0)
+    if KA < K:
+        b_da = tl.sum(b_da, 1)[:, None]
+        b_dk_a = tl.sum(b_dk_a, 0)
+    b_da += load(p_da, offsets(i_b, o_t, s_da_b, s_da_t, o_a), m_in)
+    tl.store(p_drate + packed(i_row, H * KA, o_a), b_da * tl.sigmoid(b_rate) * b_rest, mask=m_a)
 
     b_norm = tl.sqrt(tl.sum(b_key * b_k_k * (b_key * b_k_k), 1))
     b_scale = 1 / tl.maximum(b_norm, TINY)
     b_kappa = b_key * b_k_k * b_scale[:, None]
-    b_dkappa = load(p_dkappa, offsets(i_b, o_t, s_dkappa_b, s_dkappa_t, o_k), m_in)
+    b_dkappa = load(p_dkappa, offsets(i_b, o_t, s_dkappa_b, s_dkappa_t, o_kt), m_in)
     b_along = tl.where(b_norm >= TINY, tl.sum(b_dkappa * b_kappa, 1), 0)  # a smaller norm is a constant there
-    b_dz = (b_dkappa - b_kappa * b_along[:, None]) * b_scale[:, None]
-    tl.store(p_dkey + o_out, (b_dk * (1 - b_rest * b_k_a) + b_dz * b_k_k) * b_slope, mask=m)
-    o_part = tl.program_id(0).to(tl.int64) * H * K + o_k
-    tl.store(p_dk_k + o_part, tl.sum(b_dz * b_key, 0), mask=m_k)
-    tl.store(p_dk_a + o_part, -tl.sum(b_dk * b_key * b_rest, 0), mask=m_k)
+    b_dkey = key_gradient(b_dk, b_dkappa, b_key, b_k_k, 1 - b_rest * b_k_a, b_along, b_scale)
+    if MAP == "quadratic":  # a channel is the first of four products and the second of four others
+        o_back, o_back_n = features_of_partner(o_k, i_h, N)
+        o_ba, o_back_t = i_h * KA + o_back % KA, i_h * K + o_back
+        b_y = load(p_key, offsets(i_b, o_t, s_key_b, s_key_t, o_back_n), m_in)
+        b_rest_back = tl.sigmoid(-load(p_rate, offsets(i_b, o_t, s_rate_b, s_rate_t, o_ba), m_in))
+        b_kept_back = 1 - b_rest_back * load(p_k_a, o_ba, m_k)[None, :]
+        b_dback = key_gradient(
+            load(p_dk, offsets(i_b, o_t, s_dk_b, s_dk_t, o_back_t), m_in),
+            load(p_dkappa, offsets(i_b, o_t, s_dkappa_b, s_dkappa_t, o_back_t), m_in),
+            features(b_y, b_x, o_k, N, MAP),
+            load_or_one(p_k_k, o_back_t, m_k)[None, :],
+            b_kept_back, b_along, b_scale,
+        )  # fmt: skip
+        b_dx = (b_dkey * b_partner + b_dback * b_y) * product_factors(o_k, N)[None, :]
+        store_channels(p_dkey, b_dx, i_row, H * N, i_h * N, m_t, N, BN, BT)
+    else:
+        tl.store(p_dkey + packed(i_row, H * N, i_h * N + o_k), b_dkey * slopes(b_x, MAP), mask=m)
+    i_part = tl.program_id(0).to(tl.int64)
+    if p_k_k is not None:
+        b_dz = (b_dkappa - b_kappa * b_along[:, None]) * b_scale[:, None]
+        tl.store(p_dk_k + i_part * H * K + o_kt, tl.sum(b_dz * b_key, 0), mask=m_k)
+    tl.store(p_dk_a + i_part * H * KA + o_a, b_dk_a, mask=m_k & (o_k < KA))
 
     if p_value is not None:
         m_v = tl.arange(0, BV) < V
@@ -145,12 +191,20 @@ def writes_backward(
             tl.store(p_dshare + o_out, b_dfirst * tl.sigmoid(-b_share) * (b_first - b_value), mask=m)
 
 
-def sizes(key: torch.Tensor, value: torch.Tensor | None, num_heads: int, feature_map: str) -> dict[str, int]:
-    K = key.shape[2] // num_heads
-    V = K if value is None else value.shape[2] // num_heads
-    BK, BV = triton.next_power_of_2(K), triton.next_power_of_2(V)
-    BT = tokens_per_block(max(BK, BV))
-    return {"K": K, "V": V, "BK": BK, "BV": BV, "BT": BT, "SILU": feature_map == "silu"}
+def constants_of(
+    key: torch.Tensor,
+    value: torch.Tensor | None,
+    decay: torch.Tensor,
+    rate: torch.Tensor,
+    num_heads: int,
+    feature_map: str,
+) -> dict[str, Any]:
+    N = key.shape[2] // num_heads
+    constants = feature_constants(N, feature_map)
+    V = constants["K"] if value is None else value.shape[2] // num_heads
+    BV = triton.next_power_of_2(V)
+    KW, KA = (x.shape[2] // num_heads for x in (decay, rate))
+    return constants | {"V": V, "KW": KW, "KA": KA, "BV": BV, "BT": tokens_per_block(max(constants["BK"], BV))}
 
 
 @torch.library.custom_op("crosswkv::state_writes", mutates_args=())
@@ -161,18 +215,18 @@ def state_writes(
     value: torch.Tensor | None,
     first_value: torch.Tensor | None,
     value_share: torch.Tensor | None,
-    k_k: torch.Tensor,
+    k_k: torch.Tensor | None,
     k_a: torch.Tensor,
     mask: torch.Tensor | None,
     num_heads: int,
     feature_map: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """w, k, v, kappa and a, heads not yet apart: `[B, T, H * K]`, v `[B, T, H * V]` or empty if value is None."""
+    """w, k, v, kappa and a, heads not yet apart: w as wide as decay, a as rate, v empty if value is None."""
     outputs = empty_writes(decay, rate, key, value, first_value, value_share, k_k, k_a, mask, num_heads, feature_map)
     batch_size, length, _ = key.shape
-    constants = sizes(key, value, num_heads, feature_map)
+    constants = constants_of(key, value, decay, rate, num_heads, feature_map)
     streams = [optional_rows(x) for x in (decay, rate, key, value, first_value, value_share)]
-    tensors = (*streams, k_k.contiguous(), k_a.contiguous(), mask, *outputs)
+    tensors = (*streams, optional_contiguous(k_k), k_a.contiguous(), mask, *outputs)
     grid = (batch_size * triton.cdiv(length, constants["BT"]), num_heads)
     strides = row_strides(*streams, mask)
     launch(writes_forward, grid, *tensors, *strides, length, num_heads, num_warps=4, **constants)
@@ -181,7 +235,9 @@ def state_writes(
 
 @state_writes.register_fake
 def empty_writes(decay, rate, key, value, first_value, value_share, k_k, k_a, mask, num_heads, feature_map):
-    w, k, kappa, a = (key.new_empty(key.shape, dtype=torch.float32) for _ in range(4))
+    features = (*key.shape[:2], number_of_features(feature_map, key.shape[2]))
+    shapes = (decay.shape, features, features, rate.shape)
+    w, k, kappa, a = (key.new_empty(shape, dtype=torch.float32) for shape in shapes)
     return w, k, key.new_empty(0) if value is None else value.new_empty(value.shape), kappa, a
 
 
@@ -198,7 +254,7 @@ def state_writes_backward(
     value: torch.Tensor | None,
     first_value: torch.Tensor | None,
     value_share: torch.Tensor | None,
-    k_k: torch.Tensor,
+    k_k: torch.Tensor | None,
     k_a: torch.Tensor,
     mask: torch.Tensor | None,
     num_heads: int,
@@ -208,15 +264,17 @@ def state_writes_backward(
     inputs = (decay, rate, key, value, first_value, value_share, k_k, k_a)
     gradients = [empty_gradient(x, key) for x in inputs]
     batch_size, length, _ = key.shape
-    constants = sizes(key, value, num_heads, feature_map)
+    constants = constants_of(key, value, decay, rate, num_heads, feature_map)
     num_blocks = batch_size * triton.cdiv(length, constants["BT"])
-    parts = [x.new_empty(num_blocks, *x.shape, dtype=torch.float32) for x in (k_k, k_a)]
+    factors = [x for x in (k_k, k_a) if x is not None]
+    parts = [x.new_empty(num_blocks, *x.shape, dtype=torch.float32) for x in factors]
     cotangents = [optional_rows(x) for x in (dw, dk, dv, dkappa, da)]
     streams = [optional_rows(x) for x in inputs[:6]]
-    tensors = (*cotangents, *streams, k_k.contiguous(), k_a.contiguous(), mask, *gradients[:6], *parts)
+    outputs = (*gradients[:6], *[None] * (k_k is None), *parts)
+    tensors = (*cotangents, *streams, optional_contiguous(k_k), k_a.contiguous(), mask, *outputs)
     strides = row_strides(*cotangents, *streams, mask)
     launch(writes_backward, (num_blocks, num_heads), *tensors, *strides, length, num_heads, num_warps=8, **constants)
-    return [*gradients[:6], *sum_parts(parts, (k_k, k_a))]
+    return [*gradients[:6], *gradients[6:7] * (k_k is None), *sum_parts(parts, factors)]
 
 
 @state_writes_backward.register_fake

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from crosswkv_kernels import state_readout, triton_readout
+from crosswkv_kernels import quadratic_read, state_readout, triton_readout
 from generators import seeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,8 +17,11 @@ DTYPES = pytest.mark.parametrize("dtype", ERROR_BARS, ids=str)
 EPS, HEADS = 64e-5, 3
 
 
-def make_inputs(length=9, K=16, V=16, *, batch=2, gated=True, dtype=torch.float64, seed=0):
-    """Random arguments; the heads' states differ in size, so that `eps` counts for one and not for another."""
+def make_inputs(length=9, K=16, V=16, *, batch=2, gated=True, products=False, dtype=torch.float64, seed=0):
+    """Random arguments; the heads' states differ in size, so that `eps` counts for one and not for another.
+
+    With `products` the receptance has a quarter of K channels.
+    """
     generator = seeded(seed)
 
     def randn(*shape):
@@ -26,7 +29,7 @@ def make_inputs(length=9, K=16, V=16, *, batch=2, gated=True, dtype=torch.float6
 
     size = torch.logspace(-2, 1, HEADS, dtype=torch.float64)[:, None, None]
     inputs = {
-        "r": randn(batch, length, HEADS, K),
+        "r": randn(batch, length, HEADS, K // 4 if products else K),
         "state": randn(batch, HEADS, V, K) * size,
         "norm_weight": 1 + randn(HEADS * V) / 4,
         "norm_bias": randn(HEADS * V) / 4,
@@ -35,7 +38,13 @@ def make_inputs(length=9, K=16, V=16, *, batch=2, gated=True, dtype=torch.float6
     return {name: x if x is None else x.to(dtype) for name, x in inputs.items()}
 
 
-def oracle(r, state, norm_weight=None, norm_bias=None, gate=None, eps=EPS):
+def oracle(r, state, norm_weight=None, norm_bias=None, gate=None, eps=EPS, feature_map="identity"):
+    n = r.shape[-1]
+    if feature_map == "silu":
+        r = r / (1 + (-r).exp())
+    if feature_map == "quadratic":
+        pairs = [(i, (i + j) % n, 2**0.5 if j else 1) for j in range(4) for i in range(n)]
+        r = torch.stack([r[..., i] * r[..., j] * factor for i, j, factor in pairs], -1) / n**0.25
     o = torch.einsum("bhvk,bthk->bthv", state, r).flatten(2)  # [B, T, H * V]
     norm = torch.nn.GroupNorm(state.shape[1], o.shape[-1], eps=eps, affine=False, dtype=o.dtype)
     if norm_weight is not None:
@@ -64,10 +73,11 @@ def relative_rms(actual, expected, name="o"):
     return ((actual - expected).norm(dim=1) / expected.norm(dim=1)).max().item()
 
 
-def assert_accurate(inputs, bar, backend="chunked"):
-    expected = run(oracle, {name: x if x is None else x.double() for name, x in inputs.items()})
+def assert_accurate(inputs, bar, backend="chunked", **options):
+    doubles = {name: x if x is None else x.double() for name, x in inputs.items()}
+    expected = run(partial(oracle, **options), doubles)
     without = {name: None for name, x in inputs.items() if x is None}
-    actual = run(partial(state_readout, **without, backend=backend), inputs)
+    actual = run(partial(state_readout, **without, **options, backend=backend), inputs)
     errors = {name: relative_rms(actual[name], x, name) for name, x in expected.items()}
     wrong = {name: error for name, error in errors.items() if not error <= bar}
     assert not wrong, f"{wrong} above {bar}"
@@ -117,6 +127,38 @@ def test_triton(normed, gated, dtype):
     assert_accurate(inputs if normed else without_norm(inputs), ERROR_BARS[dtype], "triton")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("backend", ["triton", "chunked"])
+@pytest.mark.parametrize("feature_map", ["silu", "quadratic"])
+def test_feature_maps(feature_map, backend, dtype):
+    for gated, normed in ((True, True), (False, True), (True, False)):
+        inputs = make_inputs(37, 24, 40, gated=gated, products=feature_map == "quadratic", dtype=torch.float32)
+        inputs |= {name: x.to(dtype) for name, x in inputs.items() if name in ("r", "gate") and x is not None}
+        inputs = inputs if normed else without_norm(inputs)
+        assert_accurate(inputs, ERROR_BARS[dtype], backend, feature_map=feature_map)
+
+
+@pytest.mark.parametrize("size", [(8, 5), (12, 16), (64, 16), (128, 48)], ids=str)
+def test_triton_sizes_of_products(size):
+    inputs = make_inputs(9, *size, batch=1, products=True, dtype=torch.float32)
+    assert_accurate(inputs, 1e-5, "triton", feature_map="quadratic")
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("channels", [1, 2, 6, 16])
+def test_reading_without_gradients_is_reading(channels, normed, gated, monkeypatch):
+    """A CPU makes products block by block then; here blocks of a few tokens."""
+    inputs = make_inputs(9, 4 * channels, 8, gated=gated, products=True)
+    inputs = inputs if normed else without_norm(inputs)
+    expected = oracle(**inputs, feature_map="quadratic")
+    monkeypatch.setattr(quadratic_read, "FEATURES_AT_ONCE", 4 * 2 * HEADS * 4 * channels)
+    o = state_readout(**inputs, eps=EPS, feature_map="quadratic")
+    assert relative_rms(o, expected) <= 1e-12
+    weights = {name: x.requires_grad_() for name, x in inputs.items() if x is not None and "norm" in name}
+    assert state_readout(**inputs | weights, feature_map="quadratic").requires_grad == normed
+
+
 @pytest.mark.parametrize("size", [(16, 128), (128, 16), (100, 17), (2, 5)], ids=str)
 def test_triton_sizes(size):
     assert_accurate(make_inputs(5, *size, batch=1, dtype=torch.float32), 1e-5, "triton")
@@ -137,6 +179,9 @@ def test_triton_groups_of_blocks(length, programs, monkeypatch):
 def test_grid(length, size, normed, dtype):
     inputs = make_inputs(length, *size, dtype=dtype)
     assert_accurate(inputs if normed else without_norm(inputs), ERROR_BARS[dtype], "triton")
+    inputs = make_inputs(length, size[0] // 4 * 4, size[1], products=True, dtype=dtype)
+    inputs = inputs if normed else without_norm(inputs)
+    assert_accurate(inputs, ERROR_BARS[dtype], "triton", feature_map="quadratic")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
@@ -161,9 +206,11 @@ def test_autocast_stays_outside():
 
 
 @pytest.mark.parametrize("gated", [False, True])
-def test_gradcheck(gated):
-    inputs = [x.requires_grad_() for x in make_inputs(3, 2, 4, gated=gated).values() if x is not None]
-    assert torch.autograd.gradcheck(state_readout, inputs)
+@pytest.mark.parametrize("feature_map", ["identity", "quadratic"])
+def test_gradcheck(feature_map, gated):
+    inputs = make_inputs(3, 8, 4, gated=gated, products=feature_map == "quadratic")
+    leaves = [x.requires_grad_() for x in inputs.values() if x is not None]
+    assert torch.autograd.gradcheck(partial(state_readout, feature_map=feature_map), leaves)
 
 
 @BOTH
@@ -218,6 +265,12 @@ def test_length_0():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
+        ({"feature_map": "relu"}, ValueError, "`feature_map` must be one of identity, silu, quadratic, got 'relu'"),
+        (
+            {"feature_map": "quadratic"},
+            ValueError,
+            r"K of `r`, 4 features of each channel, got \[2, 3, 8, 16\] and \[2, 9, 3, 16\]",
+        ),
         ({"eps": 0}, ValueError, r"`eps` must be positive, got 0; .* head_dim \* 1e-5"),
         ({"eps": -1e-5}, ValueError, "`eps` must be positive, got -1e-05"),
         ({"eps": float("nan")}, ValueError, "`eps` must be positive, got nan"),

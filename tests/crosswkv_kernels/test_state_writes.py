@@ -20,8 +20,13 @@ BOTH = pytest.mark.parametrize("backend", ["triton", "chunked"])
 RESULTS = ("w", "k", "v", "kappa", "a")
 
 
-def make_inputs(length=9, K=16, V=16, *, batch=2, residual=True, masked=True, dtype=torch.float64, seed=0):
-    """Random arguments; heads differ in size. Parameters stay float32, as in training."""
+def make_inputs(
+    length=9, K=16, V=16, *, batch=2, residual=True, masked=True, products=False, dtype=torch.float64, seed=0
+):
+    """Random arguments; heads differ in size. Parameters stay float32, as in training.
+
+    `products` are those that `state` fusion passes with the feature map `quadratic`.
+    """
     generator = seeded(seed)
 
     def randn(*shape, scale=None):
@@ -29,34 +34,41 @@ def make_inputs(length=9, K=16, V=16, *, batch=2, residual=True, masked=True, dt
         return x if scale is None else (x.unflatten(-1, (HEADS, -1)) * scale).flatten(-2)
 
     size = torch.logspace(-1, 0.5, HEADS, dtype=torch.float64)[:, None]
-    streams = {name: randn(batch, length, HEADS * K, scale=size.flip(0)) for name in ("decay", "rate")}
-    streams["key"] = randn(batch, length, HEADS * K, scale=size)
+    rates, channels = (HEADS, HEADS * K // 4) if products else (HEADS * K, HEADS * K)
+    streams = {name: randn(batch, length, rates, scale=size.flip(0)) for name in ("decay", "rate")}
+    streams["key"] = randn(batch, length, channels, scale=size)
     for name in ("value", "first_value", "value_share")[: 3 if residual else 1]:
         streams[name] = randn(batch, length, HEADS * V)
-    parameters = {"k_k": 0.8 + randn(HEADS * K) / 8, "k_a": 1 + randn(HEADS * K) / 4}
+    parameters = {"k_k": 0.8 + randn(HEADS * K) / 8, "k_a": 1 + randn(rates) / 4}
     parameter_dtype = torch.promote_types(dtype, torch.float32)
     inputs = {name: x.to(dtype) for name, x in streams.items()}
     inputs |= {name: x.to(parameter_dtype) for name, x in parameters.items()}
     mask = torch.rand(batch, length, generator=generator) > 0.3
-    return inputs | {"num_heads": HEADS, "mask": mask if masked else None}
+    inputs |= {"num_heads": HEADS, "mask": mask if masked else None}
+    return inputs | {"k_k": None, "feature_map": "quadratic"} if products else inputs
 
 
 def oracle(
     decay, rate, key, value, k_k, k_a, num_heads, first_value=None, value_share=None, mask=None, feature_map="identity"
 ):
+    key = key.unflatten(-1, (num_heads, -1))
     if feature_map == "silu":
         key = key / (1 + (-key).exp())
+    if feature_map == "quadratic":
+        n = key.shape[-1]
+        pairs = [(i, (i + j) % n, 2**0.5 if j else 1) for j in range(4) for i in range(n)]
+        key = torch.stack([key[..., i] * key[..., j] * factor for i, j, factor in pairs], -1) / n**0.25
     w = -math.exp(-0.5) / (1 + (-decay).exp())
     a = 1 / (1 + (-rate).exp())
     if first_value is not None:
         share = 1 / (1 + (-value_share).exp())
         value = value * (1 - share) + first_value * share
-    z = (key * k_k).unflatten(-1, (num_heads, -1))
+    w, v, a, k_a = (x.unflatten(-1, (num_heads, -1)) for x in (w, value, a, k_a))
+    z = key if k_k is None else key * k_k.unflatten(-1, (num_heads, -1))
     norm = z.square().sum(-1, keepdim=True)
     norm = torch.where(norm > 0, norm, 1).sqrt() * (norm > 0)  # of a zero: 0, and no gradient
     kappa = z / torch.where(norm > 1e-12, norm, 1e-12)
     k = key * (1 + (a - 1) * k_a)
-    w, k, v, a = (x.unflatten(-1, (num_heads, -1)) for x in (w, k, value, a))
     results = (w, k, v, kappa, a)
     return results if mask is None else tuple(torch.where(mask[:, :, None, None], x, 0) for x in results)
 
@@ -109,6 +121,27 @@ def test_equations(feature_map, backend, dtype):
     assert_accurate(make_inputs(21, 24, 40, dtype=dtype), backend, dtype, feature_map=feature_map)
 
 
+@ALL_RUNS
+@pytest.mark.parametrize("channels", [2, 3, 6, 16])
+def test_products(channels, backend, dtype):
+    """Keys by products of channels; heads have one decay and one rate each."""
+    inputs = make_inputs(21, 4 * channels, 16, products=True, dtype=dtype)
+    assert_accurate(inputs, backend, dtype)
+
+
+@pytest.mark.parametrize(("backend", "dtype"), [("chunked", torch.float64), ("triton", torch.float32)], ids=str)
+@pytest.mark.parametrize("feature_map", ["identity", "quadratic"])
+@pytest.mark.parametrize("of_heads", [("decay",), ("rate", "k_a"), ("k_k",)], ids=str)
+def test_what_heads_have_once(of_heads, feature_map, backend, dtype):
+    """Each of decay and rate, with its `k_a`, is one per head or per feature; a missing `k_k` is one."""
+    inputs = make_inputs(9, 24, 16, dtype=dtype)
+    if feature_map == "quadratic":
+        inputs["key"] = inputs["key"][..., : HEADS * 6]
+    for name in of_heads:
+        inputs[name] = None if name == "k_k" else inputs[name][..., :HEADS]
+    assert_accurate(inputs, backend, dtype, feature_map=feature_map)
+
+
 @pytest.mark.parametrize(("backend", "dtype"), [("chunked", torch.float64), ("triton", torch.float32)], ids=str)
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("residual", [False, True])
@@ -133,11 +166,14 @@ def test_lengths(length):
 @pytest.mark.parametrize("length", [16, 77, 300])
 def test_grid(length, size, dtype):
     assert_accurate(make_inputs(length, *size, batch=1, dtype=dtype), "triton", dtype, feature_map="silu")
+    products = make_inputs(length, size[0] // 4 * 4, size[1], batch=1, products=True, dtype=dtype)
+    assert_accurate(products, "triton", dtype)
 
 
 @BOTH
-def test_strided_inputs(backend, stride):
-    inputs = make_inputs(9, 24, 40, dtype=torch.float32)
+@pytest.mark.parametrize("products", [False, True])
+def test_strided_inputs(products, backend, stride):
+    inputs = make_inputs(9, 24, 40, products=products, dtype=torch.float32)
     strided = {name: stride(x) if isinstance(x, torch.Tensor) else x for name, x in inputs.items()}
     strided["mask"] = inputs["mask"].T.contiguous().T
     expected, actual = (run(lambda **x: state_writes(**x, backend=backend), y) for y in (inputs, strided))
@@ -176,8 +212,9 @@ def test_saturated_activations(backend):
 
 
 @BOTH
-def test_masked_tokens_write_nothing_whatever_they_hold(backend):
-    inputs = make_inputs(9, dtype=torch.float32)
+@pytest.mark.parametrize("products", [False, True])
+def test_masked_tokens_write_nothing_whatever_they_hold(products, backend):
+    inputs = make_inputs(9, products=products, dtype=torch.float32)
     mask = inputs["mask"]
     expected = state_writes(**inputs, backend=backend)
     changed = inputs | {
@@ -206,14 +243,13 @@ def test_dtypes_may_differ(backend):
     assert state_writes(**inputs, backend=backend).v.dtype == torch.bfloat16
 
 
-def test_gradcheck():
-    inputs = make_inputs(3, 2, 3)
+@pytest.mark.parametrize("products", [False, True])
+def test_gradcheck(products):
+    inputs = make_inputs(3, 8, 3, products=products)
     tensors = {name: x.requires_grad_() for name, x in inputs.items() if is_float(x)}
 
     def function(*args):
-        return state_writes(
-            **dict(zip(tensors, args, strict=True)), num_heads=HEADS, mask=inputs["mask"], feature_map="silu"
-        )
+        return state_writes(**({"feature_map": "silu"} | inputs | dict(zip(tensors, args, strict=True))))
 
     assert torch.autograd.gradcheck(function, list(tensors.values()))
 
@@ -221,18 +257,20 @@ def test_gradcheck():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"feature_map": "relu"}, ValueError, "`feature_map` must be one of identity, silu, got 'relu'"),
+        ({"feature_map": "relu"}, ValueError, "`feature_map` must be one of identity, silu, quadratic, got 'relu'"),
         ({"num_heads": 5}, ValueError, "`num_heads` must divide the width of `key`, got 5 and 48"),
         ({"num_heads": 0}, ValueError, "`num_heads` must divide the width of `key`, got 0 and 48"),
         ({"key": torch.zeros(2, 9, 3, 16)}, ValueError, r"`key` must be \[B, T, H \* K\], got \[2, 9, 3, 16\]"),
         ({"value": torch.zeros(2, 48)}, ValueError, r"`value` must be \[B, T, H \* V\], got \[2, 48\]"),
         ({"value": torch.zeros(2, 8, 48)}, ValueError, r"`value` must .* `key`, got \[2, 8, 48\] and \[2, 9, 48\]"),
-        ({"decay": torch.zeros(2, 9, 47)}, ValueError, r"`decay` must have the shape of `key`, got \[2, 9, 47\]"),
-        ({"rate": torch.zeros(48)}, ValueError, r"`rate` must have the shape of `key`, got \[48\]"),
+        ({"decay": torch.zeros(2, 9, 47)}, ValueError, r"`decay` must be .* H \* K = 48 and .*, got \[2, 9, 47\]"),
+        ({"rate": torch.zeros(48)}, ValueError, r"`rate` must be \[B, T, H \* K\] or \[B, T, H\].*, got \[48\]"),
+        ({"feature_map": "quadratic"}, ValueError, r"`decay` must be .* H \* K = 192 and .*, got \[2, 9, 48\]"),
         ({"first_value": torch.zeros(2, 9, 1)}, ValueError, "`first_value` must have the shape of `value`"),
         ({"value_share": None}, ValueError, "`first_value` and `value_share` must both be given or both be None"),
         ({"k_k": torch.zeros(3, 16)}, ValueError, r"`k_k` must be \[H \* K\] = \[48\], got \[3, 16\]"),
-        ({"k_a": torch.zeros(1)}, ValueError, r"`k_a` must be \[H \* K\] = \[48\], got \[1\]"),
+        ({"k_a": torch.zeros(1)}, ValueError, r"`k_a` must be as wide as `rate`, \[48\], got \[1\]"),
+        ({"k_a": torch.zeros(3)}, ValueError, r"`k_a` must be as wide as `rate`, \[48\], got \[3\]"),
         ({"mask": torch.ones(2, 9)}, TypeError, r"`mask` must be a boolean .* got torch.float32; .*\.bool\(\)"),
         ({"mask": torch.ones(9).bool()}, ValueError, r"`mask` must be \[B, T\] = \[2, 9\], got \[9\]"),
         ({"mask": torch.ones(2, 9, device="meta").bool()}, ValueError, "got cpu and, for `mask`, meta"),

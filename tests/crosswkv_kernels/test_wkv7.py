@@ -79,6 +79,37 @@ def test_gradcheck(length, fast):
     assert torch.autograd.gradcheck(function, inputs, fast_mode=fast)
 
 
+@pytest.mark.parametrize("backend", ["reference", "chunked", "triton"])
+@pytest.mark.parametrize("names", [("w", "a"), ("w",), ("a",)], ids=str)
+@pytest.mark.parametrize("reads", [True, False])
+def test_one_decay_and_rate_for_a_head(reads, names, backend):
+    inputs = make_inputs(77, 16, 24, dtype=torch.float32)
+    inputs |= {name: inputs[name][..., :1].clone() for name in names}
+    if not reads:
+        inputs["r"] = None
+    shape = inputs["k"].shape
+
+    def function(scan, **x):
+        x |= {name: x[name].expand(shape) for name in names} if scan is wkv7_reference else {}
+        return scan(**x, output_final_state=True)
+
+    actual = run_all(partial(function, partial(wkv7, backend=backend)), inputs)
+    expected = run_all(
+        partial(function, wkv7_reference), {name: x if x is None else x.double() for name, x in inputs.items()}
+    )
+    for x, y in zip(actual, expected, strict=True):
+        assert x.shape == y.shape
+        assert (x.double() - y).norm() <= 1e-5 * y.norm()
+
+
+def run_all(function, inputs):
+    """Outputs that are there and all gradients."""
+    leaves = {name: x if x is None else x.detach().requires_grad_() for name, x in inputs.items()}
+    results = [x for x in function(**leaves) if x is not None]
+    cotangents = [torch.linspace(-1, 1, x.numel(), dtype=x.dtype).view(x.shape) for x in results]
+    return [*results, *torch.autograd.grad(results, [x for x in leaves.values() if x is not None], cotangents)]
+
+
 # properties
 
 

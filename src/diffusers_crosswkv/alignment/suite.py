@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from crosswkv_kernels import PRODUCTS
 from tqdm.auto import tqdm
 
 from ..environment import environment
 from ..files import write_json
-from ..models.feature_maps import PRODUCTS
 from .arms import MAIN_ARMS, STATE, Arm, Preset
 from .capacity import as_row, measure_recall
 from .runs import measure, row_path, train_arm

@@ -10,16 +10,14 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from crosswkv_kernels import Write, scan_readout, state_readout, wkv7
+from crosswkv_kernels import FEATURE_MAPS, PRODUCTS, QUADRATIC, Write, map_features, scan_readout, state_readout, wkv7
 from torch import nn
 
-from . import feature_maps
-from .quadratic_read import can_read, read_quadratic
 from .state_writer import LowRank, StateWriter
 from .text_scan import scan_text, turn_backward
 
 FUSIONS = ("state", "paper", "prefix")
-DEFAULT_FEATURE_MAPS = {"state": feature_maps.QUADRATIC, "prefix": "silu", "paper": "identity"}
+DEFAULT_FEATURE_MAPS = {"state": QUADRATIC, "prefix": "silu", "paper": "identity"}
 PAPER_GATE_RANK = 128
 SOFT_NORM_EPS = 1.0  # of what is read from a text's state: a small read stays small, a large one is bounded
 
@@ -46,11 +44,8 @@ class StateNorm(nn.Module):
         weight: torch.Tensor | None = self.weight
         if self.bias is None:  # a weight of each value is one of each row of the state
             state, weight = state * self.weight.view(state.shape[1], -1, 1), None
-        if self.feature_map == feature_maps.QUADRATIC and can_read(channels):
-            read = read_quadratic(channels, state, weight, self.bias, self.eps)
-            return read if gate is None else read * gate
-        receptance = feature_maps.features(self.feature_map, channels.unflatten(-1, (self.num_heads, -1)))
-        return state_readout(receptance, state, weight, self.bias, gate, self.eps)
+        receptance = channels.unflatten(-1, (self.num_heads, -1))
+        return state_readout(receptance, state, weight, self.bias, gate, self.eps, feature_map=self.feature_map)
 
 
 class ScanNorm(nn.Module):
@@ -97,9 +92,10 @@ class CrossWKV(nn.Module):
             there is no gate. `gate_rank=None` is 0 in `state` fusion, which does not need one
             (`benchmarks/alignment`), and 128 in the others.
         feature_map: what keys and receptances pass through: `quadratic`, products of a head's channels (see
-            [`feature_maps.quadratic`]), with one decay and one learning rate per head; `silu` (as in DeltaNet,
-            arXiv:2406.06484); or `identity`. None is `quadratic` in `state` fusion, which finds one token among many
-            best with it (`benchmarks/alignment`), `silu` in `prefix`, and `identity` in `paper`, as in the equations.
+            `map_features` of `crosswkv_kernels`), with one decay and one learning rate per head; `silu`, as in
+            DeltaNet (arXiv:2406.06484); or `identity`. None is `quadratic` in `state` fusion, which finds one token
+            among many best with it (`benchmarks/alignment`), `silu` in `prefix`, and `identity` in `paper`, as in the
+            equations.
         output_norm: normalise what is read, per head (equation 14).
         norm_eps: what the normalisation adds to the variance. None is 1 in `state` fusion: a read that found nothing
             stays small, and one of a text far longer than any in training is bounded; elsewhere `head_dim * 1e-5`.
@@ -266,7 +262,7 @@ class CrossWKV(nn.Module):
 
     def receptance(self, projections: Projections, x: torch.Tensor) -> torch.Tensor:
         """`[B, T, D]` to `[B, T, H, K]`."""
-        return feature_maps.features(self.feature_map, projections.to_q(x).unflatten(-1, (self.num_heads, -1)))
+        return map_features(projections.to_q(x).unflatten(-1, (self.num_heads, -1)), self.feature_map)
 
     def receptance_of_text(
         self, projections: Projections, text: torch.Tensor, mask: torch.Tensor | None = None
@@ -369,8 +365,8 @@ def feature_map_of(fusion: str, feature_map: str | None) -> str:
     """The fusion's own if None."""
     if fusion not in FUSIONS:
         raise ValueError(f"`fusion` must be one of {', '.join(FUSIONS)}, got {fusion!r}.")
-    if feature_map not in (None, *feature_maps.NAMES):
-        raise ValueError(f"`feature_map` must be one of {', '.join(feature_maps.NAMES)} or None, got {feature_map!r}.")
+    if feature_map not in (None, *FEATURE_MAPS):
+        raise ValueError(f"`feature_map` must be one of {', '.join(FEATURE_MAPS)} or None, got {feature_map!r}.")
     return feature_map or DEFAULT_FEATURE_MAPS[fusion]
 
 
@@ -378,9 +374,14 @@ def check_sizes(hidden_size: int, head_dim: int, value_dim: int, feature_map: st
     """H, the number of heads."""
     if head_dim < 1:
         raise ValueError(f"`head_dim` must be positive, got {head_dim}.")
-    channels = feature_maps.channels_per_head(feature_map, head_dim)
+    if feature_map == QUADRATIC and head_dim % PRODUCTS:
+        raise ValueError(
+            f"`head_dim` must be a multiple of {PRODUCTS} with `feature_map='quadratic'`, which makes {PRODUCTS} "
+            f"features of every channel, got {head_dim}; {max(head_dim // PRODUCTS, 1) * PRODUCTS} would do."
+        )
+    channels = head_dim // PRODUCTS if feature_map == QUADRATIC else head_dim
     if hidden_size % channels:
-        of = "" if channels == head_dim else f" / {feature_maps.PRODUCTS} (`feature_map={feature_map!r}`)"
+        of = "" if channels == head_dim else f" / {PRODUCTS} (`feature_map={feature_map!r}`)"
         widths = [n for n in range(1, min(hidden_size, 128) + 1) if hidden_size % n == 0][-6:]
         raise ValueError(
             f"`head_dim`{of} must divide `hidden_size`, got {head_dim} and {hidden_size}; "

@@ -1,10 +1,9 @@
 """What tokens write into the state: equations 4, 5 and 8 to 12 of the paper, the projections of 7 in between."""
 
 import torch
-from crosswkv_kernels import Write, state_writes, token_shift_mix
+from crosswkv_kernels import QUADRATIC, Write, state_writes, token_shift_mix
 from torch import nn
 
-from . import feature_maps
 from .initial_values import (
     channel_ramp,
     head_zigzag,
@@ -84,8 +83,8 @@ class StateWriter(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.feature_map = feature_map
-        self.per_head = feature_map == feature_maps.QUADRATIC
-        rates = num_heads if self.per_head else key_dim  # decays and learning rates of a token
+        per_head = feature_map == QUADRATIC
+        rates = num_heads if per_head else key_dim  # decays and learning rates of a token
         mix = initial_text_mix(source_dim) if of_text else initial_mix(source_dim, position)
         decay = initial_text_decay(rates) if of_text else initial_decay(rates, rates // num_heads, position)
         self.mix = TokenShiftMix(mix)
@@ -98,7 +97,7 @@ class StateWriter(nn.Module):
             share = initial_text_value_share(value_dim) if of_text else initial_value_share(value_dim)
             self.value_lora = LowRank(source_dim, value_dim, value_rank, identity, share)
         # zero would be a trap: the erase term's gradient would stay zero
-        self.k_k = None if self.per_head else nn.Parameter(0.85 - 0.1 * ramp)
+        self.k_k = None if per_head else nn.Parameter(0.85 - 0.1 * ramp)
         self.k_a = nn.Parameter(torch.full((rates,), 1.02))
 
     def forward(
@@ -124,26 +123,18 @@ class StateWriter(nn.Module):
                     f"got {list(first_value.shape)}."
                 )
             value_share = self.value_lora(x_v)
-        k_a: torch.Tensor = self.k_a
-        k_k: torch.Tensor = torch.ones_like(k_a) if self.k_k is None else self.k_k
-        decay, rate, feature_map = self.decay_lora(x_w), self.in_context_lr_lora(x_a), self.feature_map
-        if self.per_head:
-            channels = key.to(torch.promote_types(key.dtype, torch.float32)).unflatten(-1, (self.num_heads, -1))
-            key, feature_map = feature_maps.features(feature_map, channels).flatten(-2), "identity"
-            times = key.shape[-1] // self.num_heads
-            decay, rate, k_a, k_k = (x.repeat_interleave(times, dim=-1) for x in (decay, rate, k_a, k_k))
         return state_writes(
-            decay,
-            rate,
+            self.decay_lora(x_w),
+            self.in_context_lr_lora(x_a),
             key,
             value,
-            k_k,
-            k_a,
+            self.k_k,
+            self.k_a,
             self.num_heads,
             first_value=None if value_share is None else first_value,
             value_share=value_share,
             mask=mask,
-            feature_map=feature_map,
+            feature_map=self.feature_map,
         )
 
 

@@ -5,12 +5,12 @@ import sys
 
 import pytest
 import torch
+from crosswkv_kernels import quadratic_read
 from diffusers.models.attention_processor import Attention
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusers_crosswkv.models import CrossWKV, quadratic_read
-from diffusers_crosswkv.models.feature_maps import quadratic
+from diffusers_crosswkv.models import CrossWKV
 
 FUSIONS = pytest.mark.parametrize("fusion", ["state", "prefix", "paper"])
 HIDDEN, TEXT, HEAD_DIM, HEADS = 24, 10, 8, 3
@@ -242,15 +242,6 @@ def test_defaults_of_the_fusions(fusion):
     assert gate is None if fusion == "state" else gate.rank == 128
     inputs = make_inputs()
     assert not torch.equal(layer(*inputs), make_layer(fusion, norm_eps=0.1)(*inputs))
-
-
-def test_all_products_of_two_channels_make_a_square():
-    """With heads of three channels no product of two is left out; with more, the most distant ones are."""
-    q, k = torch.randn(2, 5, 3, dtype=torch.float64)
-    r, features = quadratic(q), quadratic(k)
-    pairs = (r * features).unflatten(-1, (4, 3)).sum(-1)  # itself, the next, the next but one, itself again
-    square = pairs[:, 0] + (pairs[:, 1] + pairs[:, 2]) / 2
-    assert torch.allclose(square, (q * k).sum(-1).square() / 3**0.5)
 
 
 @pytest.mark.parametrize("gate_rank", [0, 5])

@@ -1,0 +1,75 @@
+"""What keys and receptances pass through, head by head, before they meet in a state; in plain PyTorch."""
+
+import torch
+import torch.nn.functional as F
+
+QUADRATIC = "quadratic"
+FEATURE_MAPS = ("identity", "silu", QUADRATIC)
+PRODUCTS = 4  # features per channel with `quadratic`
+
+
+def number_of_features(feature_map: str, channels: int) -> int:
+    """K, from the channels of a head."""
+    return PRODUCTS * channels if feature_map == QUADRATIC else channels
+
+
+def map_features(x: torch.Tensor, feature_map: str) -> torch.Tensor:
+    """Features of each head's channels: `[..., n]` to `[..., K]`.
+
+    `quadratic` makes K = 4 n products, of each channel with itself and the next three, in a circle: the feature
+    `j * n + i` is `x[i] * x[(i + j) % n]`, times `n**-0.25`, and `sqrt(2)` where j > 0. They are a part of the
+    monomials of degree two. With all of them, as in symmetric power transformers (Buckman, Gelada and Zhang, 2024;
+    arXiv:2503.03269), the product of two tokens' features would be the square of their channels' product, divided by
+    `sqrt(n)`. Weak matches then count for little, as under softmax's exponential, and a state holds on to its facts
+    among many tokens that nobody asks for.
+    """
+    if feature_map == "silu":
+        return F.silu(x)
+    if feature_map != QUADRATIC:
+        return x
+    dtype = x.dtype
+    x = x.to(torch.promote_types(dtype, torch.float32))  # each product rounded once
+    if torch.compiler.is_compiling():
+        return (circle(x) * (x.unsqueeze(-2) * factors_like(x))).flatten(-2).to(dtype)
+    return Quadratic.apply(x).to(dtype)  # type: ignore[no-any-return]
+
+
+class Quadratic(torch.autograd.Function):
+    """With a backward that keeps the channels, not their products; it can be differentiated in turn."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        partners, factors = circle(x), factors_like(x)
+        result = x.new_empty(partners.shape)
+        torch.mul(partners[..., :1, :], (x * factors[0]).unsqueeze(-2), out=result[..., :1, :])
+        torch.mul(partners[..., 1:, :], (x * factors[1]).unsqueeze(-2), out=result[..., 1:, :])
+        return result.flatten(-2)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        gradient = gradient.unflatten(-1, (PRODUCTS, x.shape[-1])) * factors_like(x)
+        result = (gradient * circle(x)).sum(-2)
+        for j, part in enumerate((gradient * x.unsqueeze(-2)).unbind(-2)):
+            result = result + part.roll(j, -1)
+        return result
+
+
+def circle(x: torch.Tensor) -> torch.Tensor:
+    """`[..., n]` to `[..., 4, n]`: the channel that stands `j` places behind each one, for j = 0 to 3."""
+    return lengthened(x, -1).unfold(-1, x.shape[-1], 1)
+
+
+def lengthened(x: torch.Tensor, dim: int) -> torch.Tensor:
+    """The channels of dimension `dim`, and behind the last one again as many as a product reaches beyond it."""
+    rounds, rest = divmod(PRODUCTS - 1, x.shape[dim])
+    return torch.cat((x, *[x] * rounds, x.narrow(dim, 0, rest)), dim)
+
+
+def factors_like(x: torch.Tensor) -> torch.Tensor:
+    """`[4, 1]`, what the products of `x` `[..., n]` are multiplied by."""
+    n = x.shape[-1]
+    factors = x.new_full((PRODUCTS, 1), 2**0.5 * n**-0.25)
+    factors[0] = n**-0.25
+    return factors
