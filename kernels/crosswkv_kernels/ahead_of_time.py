@@ -33,10 +33,11 @@ TARGETS = {
 class Resources(NamedTuple):
     """What one compiled kernel takes: registers per thread, bytes of shared memory and of spills per thread.
 
-    `widths` are K and V of the heads.
+    `widths` are K and V of the heads, `feature_map` what the kernel does to channels, if anything.
     """
 
     kernel: str
+    feature_map: str
     widths: tuple[int, int]
     dtype: str
     target: str
@@ -56,7 +57,8 @@ def compile_launch(launch: Launch, target: str, widths: tuple[int, int], dtype: 
     compiled = triton.compile(source, target=TARGETS[target], options=options)
     registers, spills = (read_amd if target.startswith("gfx") else read_nvidia)(compiled)
     shared = compiled.metadata.shared
-    return Resources(launch.kernel.__name__, widths, dtype, target, registers, shared, spills, launch.num_warps)
+    name, feature_map = launch.kernel.__name__, launch.constants.get("MAP", "")
+    return Resources(name, feature_map, widths, dtype, target, registers, shared, spills, launch.num_warps)
 
 
 def read_nvidia(compiled: Any) -> tuple[int, int]:
@@ -82,14 +84,18 @@ def read_amd(compiled: Any) -> tuple[int, int]:
 
 
 def record_specimens(target: str, widths: tuple[int, int], dtype: torch.dtype, every: bool) -> list[Launch]:
-    """What one call of each operator, forward and backward, starts; one launch of each kernel unless `every`."""
+    """What one call of each operator, forward and backward, starts.
+
+    One launch of each kernel and feature map unless `every`.
+    """
     from .specimens import elementwise_specimens, scan_specimens
 
     with record_launches("amd" if target.startswith("gfx") else "nvidia"):
         launches = [*elementwise_specimens(*widths, [dtype]), *scan_specimens(*widths, [dtype])]
     if every:
         return launches
-    return list({launch.kernel: launch for launch in reversed(launches)}.values())  # the first has all its parts
+    kinds = {(launch.kernel, launch.constants.get("MAP")): launch for launch in reversed(launches)}
+    return list(kinds.values())  # the first has all its parts
 
 
 def main() -> None:

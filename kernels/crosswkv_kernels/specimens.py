@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import torch
 
+from .feature_maps import PRODUCTS, QUADRATIC
 from .interface import scan_readout, state_readout, state_writes, token_shift_mix, wkv7
 from .triton_launch import Launch, active_recorder
 
@@ -27,6 +28,9 @@ def elementwise_specimens(
         writes_specimen(key_dim, value_dim, dtype)
         state_readout_specimen(key_dim, value_dim, dtype)
         scan_readout_specimen(key_dim, value_dim, dtype)
+        if key_dim % PRODUCTS == 0:
+            writes_specimen(key_dim, value_dim, dtype, products=True)
+            state_readout_specimen(key_dim, value_dim, dtype, products=True)
     return recorder.launches[first:]
 
 
@@ -41,24 +45,31 @@ def mix_specimen(width: int, dtype: torch.dtype) -> None:
         token_shift_mix(x, mu, previous, backend="triton").sum().backward()
 
 
-def writes_specimen(K: int, V: int, dtype: torch.dtype) -> None:
-    """A masked text's, with and without a value residual; and those of a first layer without a mask."""
-    decay, rate, key = (tensor(BATCH, LENGTH, HEADS * K, dtype=dtype) for _ in range(3))
+def writes_specimen(K: int, V: int, dtype: torch.dtype, products: bool = False) -> None:
+    """A masked text's, with and without a value residual; and those of a first layer without a mask.
+
+    With `products` as in `state` fusion: keys are products of channels, a head has one decay and one rate.
+    """
+    rates, channels = (HEADS, HEADS * K // PRODUCTS) if products else (HEADS * K, HEADS * K)
+    decay, rate = (tensor(BATCH, LENGTH, rates, dtype=dtype) for _ in range(2))
+    key = tensor(BATCH, LENGTH, channels, dtype=dtype)
     value, first, share = (tensor(BATCH, LENGTH, HEADS * V, dtype=dtype) for _ in range(3))
     mask = torch.ones(BATCH, LENGTH, dtype=torch.bool)
     residual = {"first_value": first, "value_share": share}
     for options in ({"mask": mask, **residual}, {"mask": mask}, {}):
-        inputs = (decay, rate, key, value, tensor(HEADS * K), tensor(HEADS * K))
-        write = state_writes(*inputs, num_heads=HEADS, feature_map="silu", backend="triton", **options)
+        inputs = (decay, rate, key, value, None if products else tensor(HEADS * K), tensor(rates))
+        feature_map = QUADRATIC if products else "silu"
+        write = state_writes(*inputs, num_heads=HEADS, feature_map=feature_map, backend="triton", **options)
         torch.cat([x.flatten() for x in write]).sum().backward()
 
 
-def state_readout_specimen(K: int, V: int, dtype: torch.dtype) -> None:
-    """With and without norm."""
+def state_readout_specimen(K: int, V: int, dtype: torch.dtype, products: bool = False) -> None:
+    """With and without norm; with `products` without a gate."""
+    channels, feature_map = (K // PRODUCTS, QUADRATIC) if products else (K, "identity")
     for norm in (tensor(HEADS * V), None):
-        r, state = tensor(BATCH, IMAGE_LENGTH, HEADS, K, dtype=dtype), tensor(BATCH, HEADS, V, K)
-        gate = tensor(BATCH, IMAGE_LENGTH, HEADS * V, dtype=dtype)
-        state_readout(r, state, norm, norm, gate, backend="triton").sum().backward()
+        r, state = tensor(BATCH, IMAGE_LENGTH, HEADS, channels, dtype=dtype), tensor(BATCH, HEADS, V, K)
+        gate = None if products else tensor(BATCH, IMAGE_LENGTH, HEADS * V, dtype=dtype)
+        state_readout(r, state, norm, norm, gate, feature_map=feature_map, backend="triton").sum().backward()
 
 
 def scan_readout_specimen(K: int, V: int, dtype: torch.dtype) -> None:

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .feature_maps import QUADRATIC
+from .feature_maps import PRODUCTS, QUADRATIC
 from .triton_blocks import (
     empty_gradient,
     given,
@@ -154,7 +154,8 @@ def configuration(r: torch.Tensor, state: torch.Tensor, feature_map: str) -> dic
     constants = feature_constants(r.shape[3], feature_map)
     BK, BV = constants["BK"], max(triton.next_power_of_2(V), 16)
     precision = dot_precision(r, state)
-    BT = 32 if precision == "tf32" and BK * BV <= 64 * 64 else 16  # else registers spill
+    most = 64 * 32 if feature_map == QUADRATIC else 64 * 64
+    BT = 32 if precision == "tf32" and BK * BV <= most else 16  # else registers spill, or shared memory is short
     warps = 8 if BK * BV >= 64 * 64 else 4
     return constants | {"V": V, "BV": BV, "BT": BT, "PRECISION": precision, "num_warps": warps}
 
@@ -173,6 +174,7 @@ def state_readout(
     o = empty_readout(r, state)
     batch_size, length, num_heads, _ = r.shape
     options = configuration(r, state, feature_map)
+    options["BT"] *= min(max(2048 // (options["BK"] * options["BV"]), 1), 4)  # narrow heads: more tokens a program
     r, state, gate = rows(r), rows(state), optional_rows(gate)
     tensors = (r, state, optional_contiguous(norm_weight), optional_contiguous(norm_bias), gate, o)
     grid = (batch_size * triton.cdiv(length, options["BT"]), num_heads)
@@ -208,12 +210,13 @@ def state_readout_backward(
     dstates = state.new_empty(batch_size, groups, *state.shape[1:], dtype=torch.float32)
     do, r, state, gate = rows(do), rows(r), rows(state), optional_rows(gate)
     tensors = (do, r, state, optional_contiguous(norm_weight), optional_contiguous(norm_bias), gate)
-    num_columns = triton.cdiv(options["K"], options["N"]) * options["BN"] if feature_map == QUADRATIC else options["K"]
-    if options["PRECISION"] != "tf32" and options["BK"] * options["BV"] > 64 * 64:
-        options["BK"] = max(min(options["BK"], WIDE_BLOCK_K), options["BN"] if feature_map == QUADRATIC else 0)
-    NK = triton.cdiv(num_columns, options["BK"])
+    products = feature_map == QUADRATIC
+    columns = PRODUCTS * options["BN"] if products else options["K"]
+    if (products or options["PRECISION"] != "tf32") and options["BK"] * options["BV"] > 64 * 64:
+        options["BK"] = max(WIDE_BLOCK_K, options["BN"] if products else 0)
+    NK = triton.cdiv(columns, options["BK"])
     options |= {"NB": blocks_per_group, "NK": NK}
-    drs = dr.new_empty(NK, *dr.shape, dtype=torch.float32) if feature_map == QUADRATIC and NK > 1 else dr[None]
+    drs = dr.new_empty(NK, *dr.shape, dtype=torch.float32) if products and NK > 1 else dr[None]
     sizes = (dr.numel() if NK > 1 else 0, length, num_heads, groups, eps)
     strides = row_strides(do, r, state, gate)
     grid = (batch_size * groups, num_heads, NK)
