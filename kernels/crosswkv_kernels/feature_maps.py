@@ -58,13 +58,9 @@ class Quadratic(torch.autograd.Function):
 
 def circle(x: torch.Tensor) -> torch.Tensor:
     """`[..., n]` to `[..., 4, n]`: the channel that stands `j` places behind each one, for j = 0 to 3."""
-    return lengthened(x, -1).unfold(-1, x.shape[-1], 1)
-
-
-def lengthened(x: torch.Tensor, dim: int) -> torch.Tensor:
-    """The channels of dimension `dim`, and behind the last one again as many as a product reaches beyond it."""
-    rounds, rest = divmod(PRODUCTS - 1, x.shape[dim])
-    return torch.cat((x, *[x] * rounds, x.narrow(dim, 0, rest)), dim)
+    n = x.shape[-1]
+    rounds, rest = divmod(PRODUCTS - 1, n)
+    return torch.cat((x, *[x] * rounds, x[..., :rest]), dim=-1).unfold(-1, n, 1)
 
 
 def factors_like(x: torch.Tensor) -> torch.Tensor:

@@ -1,14 +1,15 @@
 """How a CPU reads a state with `quadratic` features where no gradient is needed.
 
-Features are four times as many as channels: they are made for a few hundred tokens at a time, which stay in the
-processor's cache, and with channels before tokens in memory, so that every product runs along tokens.
+Features are four times as many as channels: they are made for a few hundred tokens at a time, always in the same
+memory, which stays in the processor's cache, and with channels before tokens, so that every product runs along tokens.
 """
 
 import torch
 
-from .feature_maps import PRODUCTS, factors_like, lengthened
+from .feature_maps import PRODUCTS, factors_like
 
 FEATURES_AT_ONCE = 2**21  # of 2**18 to 2**22 the fastest at Stable Diffusion's sizes on two cores
+PADDING = 16  # numbers between rows of the result: rows that are powers of two apart share few lines of a cache
 
 
 def can_read(r: torch.Tensor, *others: torch.Tensor | None) -> bool:
@@ -29,33 +30,42 @@ def read_quadratic(
     It computes in the dtype of `r` and `state`, which is one.
     """
     batch_size, num_heads, value_dim, _ = state.shape
-    x = r.permute(0, 2, 3, 1).contiguous()  # [B, H, n, T]
-    n, length = x.shape[2:]
+    length, n = r.shape[1], r.shape[3]
+    x = r.permute(0, 2, 3, 1).contiguous().flatten(0, 1)  # [B * H, n, T]
     factors = factors_like(r).expand(-1, n).flatten()
     state = (state * factors).flatten(0, 1)  # [B * H, V, K]
     if norm_bias is not None:  # what is read of a centred state is centred
         state = state - state.mean(1, keepdim=True)
-    out = x.new_empty(batch_size, num_heads * value_dim, length)
-    size = max(FEATURES_AT_ONCE // max(batch_size * num_heads * PRODUCTS * n, 1), 1)
-    for start in range(0, length, size):
+    out = x.new_empty(len(x), value_dim, length + PADDING)[..., :length]
+    blocks = max(round(len(x) * PRODUCTS * n * length / FEATURES_AT_ONCE), 1)
+    size = -(-length // blocks)
+    features, read = x.new_empty(len(x), PRODUCTS * n, size), x.new_empty(len(x), value_dim, size)
+    norm = [x if x is None else per_value(x, state) for x in (norm_weight, norm_bias)]
+    for start in range(0, length, max(size, 1)):
         tokens = slice(start, start + size)
-        read = torch.bmm(state, products(x[..., tokens]).flatten(0, 1))  # [B * H, V, tokens]
+        count = min(size, length - start)
+        make_products(x[..., tokens], features[..., :count])
+        o = torch.bmm(state, features[..., :count], out=read[..., :count])
         if norm_bias is not None:
-            read.mul_(read.square().mean(1, keepdim=True).add_(eps).rsqrt_())
-        read = read.view(batch_size, num_heads * value_dim, -1)
-        if norm_weight is None or norm_bias is None:
-            out[..., tokens] = read
+            o.mul_(o.square().mean(1, keepdim=True).add_(eps).rsqrt_())
+        weight, bias = norm
+        if weight is None or bias is None:
+            out[..., tokens] = o
         else:
-            weight, bias = norm_weight.to(x.dtype)[:, None], norm_bias.to(x.dtype)[:, None]
-            torch.addcmul(bias, read, weight, out=out[..., tokens])
-    return out.mT
+            torch.addcmul(bias, o, weight, out=out[..., tokens])
+    return out.view(batch_size, num_heads * value_dim, length).mT
 
 
-def products(x: torch.Tensor) -> torch.Tensor:
-    """As `map_features`, without its factors: `[B, H, n, T]` to `[B, H, 4 n, T]`."""
-    n = x.shape[2]
-    partners = lengthened(x, 2)
-    result = x.new_empty(*x.shape[:2], PRODUCTS * n, x.shape[3])
-    for j, part in enumerate(result.chunk(PRODUCTS, dim=2)):
-        torch.mul(x, partners[:, :, j : j + n], out=part)
-    return result
+def per_value(x: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+    """`[H * V]` to `[B * H, V, 1]`."""
+    value_dim = state.shape[1]
+    return x.to(state.dtype).view(-1, value_dim).repeat(len(state) * value_dim // len(x), 1).unsqueeze(-1)
+
+
+def make_products(x: torch.Tensor, result: torch.Tensor) -> None:
+    """As `map_features`, without its factors: `[B * H, n, T]` into `[B * H, 4 n, T]`."""
+    n = x.shape[1]
+    for j, part in enumerate(result.chunk(PRODUCTS, dim=1)):
+        ahead = j % n
+        torch.mul(x[:, : n - ahead], x[:, ahead:], out=part[:, : n - ahead])
+        torch.mul(x[:, n - ahead :], x[:, :ahead], out=part[:, n - ahead :])

@@ -154,8 +154,8 @@ def configuration(r: torch.Tensor, state: torch.Tensor, feature_map: str) -> dic
     constants = feature_constants(r.shape[3], feature_map)
     BK, BV = constants["BK"], max(triton.next_power_of_2(V), 16)
     precision = dot_precision(r, state)
-    most = 64 * 32 if feature_map == QUADRATIC else 64 * 64
-    BT = 32 if precision == "tf32" and BK * BV <= most else 16  # else registers spill, or shared memory is short
+    narrow = (64 * 32 if feature_map == QUADRATIC else 64 * 64) >= BK * BV
+    BT = 32 if precision == "tf32" and narrow else 16  # else registers spill, or shared memory is short
     warps = 8 if BK * BV >= 64 * 64 else 4
     return constants | {"V": V, "BV": BV, "BT": BT, "PRECISION": precision, "num_warps": warps}
 
