@@ -6,6 +6,7 @@ import torch.nn.functional as F
 QUADRATIC = "quadratic"
 FEATURE_MAPS = ("identity", "silu", QUADRATIC)
 PRODUCTS = 4  # features per channel with `quadratic`
+SMALL = 1e-4  # added to the mean square of channels: where they are zero, as in masked tokens, features are
 
 
 def number_of_features(feature_map: str, channels: int) -> int:
@@ -17,11 +18,11 @@ def map_features(x: torch.Tensor, feature_map: str) -> torch.Tensor:
     """Features of each head's channels: `[..., n]` to `[..., K]`.
 
     `quadratic` makes K = 4 n products, of each channel with itself and the next three, in a circle: the feature
-    `j * n + i` is `x[i] * x[(i + j) % n]`, times `n**-0.25`, and `sqrt(2)` where j > 0. They are a part of the
-    monomials of degree two. With all of them, as in symmetric power transformers (Buckman, Gelada and Zhang, 2024;
-    arXiv:2503.03269), the product of two tokens' features would be the square of their channels' product, divided by
-    `sqrt(n)`. Weak matches then count for little, as under softmax's exponential, and a state holds on to its facts
-    among many tokens that nobody asks for.
+    `j * n + i` is `x[i] * x[(i + j) % n] / m`, times `n**-0.5`, and `sqrt(2)` where j > 0. They are a part of the
+    monomials of degree two; m is the mean square of the channels, plus 1e-4. With all of them, as in symmetric power
+    transformers (Buckman, Gelada and Zhang, 2024; arXiv:2503.03269), the product of two tokens' features would be `n`
+    times the squared cosine between their channels. Weak matches then count for little, as under softmax's
+    exponential, and a state holds on to its facts among many tokens that nobody asks for.
     """
     if feature_map == "silu":
         return F.silu(x)
@@ -30,7 +31,7 @@ def map_features(x: torch.Tensor, feature_map: str) -> torch.Tensor:
     dtype = x.dtype
     x = x.to(torch.promote_types(dtype, torch.float32))  # each product rounded once
     if torch.compiler.is_compiling():
-        return (circle(x) * (x.unsqueeze(-2) * factors_like(x))).flatten(-2).to(dtype)
+        return (circle(x) * ((x / mean_square(x)).unsqueeze(-2) * factors_like(x))).flatten(-2).to(dtype)
     return Quadratic.apply(x).to(dtype)  # type: ignore[no-any-return]
 
 
@@ -40,20 +41,27 @@ class Quadratic(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
         ctx.save_for_backward(x)
-        partners, factors = circle(x), factors_like(x)
+        partners, factors, scaled = circle(x), factors_like(x), x / mean_square(x)
         result = x.new_empty(partners.shape)
-        torch.mul(partners[..., :1, :], (x * factors[0]).unsqueeze(-2), out=result[..., :1, :])
-        torch.mul(partners[..., 1:, :], (x * factors[1]).unsqueeze(-2), out=result[..., 1:, :])
+        torch.mul(partners[..., :1, :], (scaled * factors[0]).unsqueeze(-2), out=result[..., :1, :])
+        torch.mul(partners[..., 1:, :], (scaled * factors[1]).unsqueeze(-2), out=result[..., 1:, :])
         return result.flatten(-2)
 
     @staticmethod
     def backward(ctx, gradient):
         (x,) = ctx.saved_tensors
-        gradient = gradient.unflatten(-1, (PRODUCTS, x.shape[-1])) * factors_like(x)
+        m = mean_square(x)
+        gradient = gradient.unflatten(-1, (PRODUCTS, x.shape[-1])) * (factors_like(x) / m.unsqueeze(-1))
         result = (gradient * circle(x)).sum(-2)
+        d_m = -(result * x).sum(-1, keepdim=True) / m
         for j, part in enumerate((gradient * x.unsqueeze(-2)).unbind(-2)):
             result = result + part.roll(j, -1)
-        return result
+        return result + x * (d_m * (2 / x.shape[-1]))
+
+
+def mean_square(x: torch.Tensor) -> torch.Tensor:
+    """`[..., n]` to `[..., 1]`."""
+    return x.square().mean(-1, keepdim=True) + SMALL
 
 
 def circle(x: torch.Tensor) -> torch.Tensor:
@@ -66,6 +74,6 @@ def circle(x: torch.Tensor) -> torch.Tensor:
 def factors_like(x: torch.Tensor) -> torch.Tensor:
     """`[4, 1]`, what the products of `x` `[..., n]` are multiplied by."""
     n = x.shape[-1]
-    factors = x.new_full((PRODUCTS, 1), 2**0.5 * n**-0.25)
-    factors[0] = n**-0.25
+    factors = x.new_full((PRODUCTS, 1), (2 / n) ** 0.5)
+    factors[0] = n**-0.5
     return factors

@@ -6,7 +6,7 @@ memory, which stays in the processor's cache, and with channels before tokens, s
 
 import torch
 
-from .feature_maps import PRODUCTS, factors_like
+from .feature_maps import PRODUCTS, SMALL, factors_like
 
 FEATURES_AT_ONCE = 2**21  # of 2**18 to 2**22 the fastest at Stable Diffusion's sizes on two cores
 PADDING = 16  # numbers between rows of the result: rows that are powers of two apart share few lines of a cache
@@ -46,8 +46,11 @@ def read_quadratic(
         count = min(size, length - start)
         make_products(x[..., tokens], features[..., :count])
         o = torch.bmm(state, features[..., :count], out=read[..., :count])
-        if norm_bias is not None:
-            o.mul_(o.square().mean(1, keepdim=True).add_(eps).rsqrt_())
+        mean_square = features[:, :n, :count].mean(1, keepdim=True).add_(SMALL)
+        if norm_bias is None:
+            o.div_(mean_square)
+        else:  # divided by it before the norm: as if all but `eps` were multiplied by it
+            o.mul_(mean_square.square_().mul_(eps).add_(o.square().mean(1, keepdim=True)).rsqrt_())
         weight, bias = norm
         if weight is None or bias is None:
             out[..., tokens] = o
@@ -63,7 +66,7 @@ def per_value(x: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
 
 
 def make_products(x: torch.Tensor, result: torch.Tensor) -> None:
-    """As `map_features`, without its factors: `[B * H, n, T]` into `[B * H, 4 n, T]`."""
+    """As `map_features`, without factors and mean square: `[B * H, n, T]` into `[B * H, 4 n, T]`."""
     n = x.shape[1]
     for j, part in enumerate(result.chunk(PRODUCTS, dim=1)):
         ahead = j % n

@@ -10,8 +10,11 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from . import feature_maps
 from .feature_maps import PRODUCTS, QUADRATIC, number_of_features
 from .triton_blocks import load, offsets, packed
+
+SMALL = tl.constexpr(feature_maps.SMALL)
 
 
 def feature_constants(channels: int, feature_map: str) -> dict[str, Any]:
@@ -57,15 +60,18 @@ def load_or_one(p_x, o_x, m_x):
 
 
 @triton.jit
-def product_factors(o_k, N: tl.constexpr):
-    n: tl.constexpr = N**-0.25
-    return tl.where(o_k < N, n, 1.4142135623730951 * n)
+def product_factors(b_x, o_k, N: tl.constexpr, BN: tl.constexpr):
+    """What products are multiplied by, and the mean square of the channels; a block has some of its columns j."""
+    n: tl.constexpr = N**-0.5
+    b_m = tl.sum(b_x * b_x, 1) / (N * (b_x.shape[1] // BN)) + SMALL
+    return tl.where(o_k < N, n, 1.4142135623730951 * n)[None, :] / b_m[:, None], b_m
 
 
 @triton.jit
-def features(b_x, b_partner, o_k, N: tl.constexpr, MAP: tl.constexpr):
+def features(b_x, b_partner, o_k, N: tl.constexpr, BN: tl.constexpr, MAP: tl.constexpr):
     if MAP == "quadratic":
-        b_x = b_x * b_partner * product_factors(o_k, N)[None, :]
+        b_factors, _ = product_factors(b_x, o_k, N, BN)
+        b_x = b_x * b_partner * b_factors
     elif MAP == "silu":
         b_x = b_x * tl.sigmoid(b_x)
     return b_x
@@ -78,6 +84,20 @@ def slopes(b_x, MAP: tl.constexpr):
     if MAP == "silu":
         b_slope = tl.sigmoid(b_x) * (1 + b_x * tl.sigmoid(-b_x))
     return b_slope
+
+
+@triton.jit
+def gradient_of_products(b_d, b_dback, b_x, b_partner, b_y, o_k, N: tl.constexpr, BN: tl.constexpr):
+    """What columns (j, m) add to the gradient of channel m.
+
+    It is the first channel of feature (j, m), whose gradient is `b_d` and second channel `b_partner`; the second one
+    of (j, m - j), whose gradient is `b_dback` and first channel `b_y`; and it has a share in the mean square of all.
+    """
+    b_factors, b_m = product_factors(b_x, o_k, N, BN)
+    b_d *= b_factors * b_partner
+    b_dm = -tl.sum(b_d * b_x, 1) / b_m
+    b_once = tl.where(tl.arange(0, b_x.shape[1]) < BN, 2.0 / N, 0.0)
+    return b_d + b_dback * b_factors * b_y + b_dm[:, None] * b_once[None, :] * b_x
 
 
 @triton.jit

@@ -27,8 +27,8 @@ from .triton_features import (
     feature_constants,
     features,
     features_of_partner,
+    gradient_of_products,
     load_channels,
-    product_factors,
     slopes,
     store_channels,
 )
@@ -55,7 +55,7 @@ def readout_forward(
     m = m_t[:, None] & m_v[None, :]
     o_k, m_k, o_n, o_partner = feature_columns(i_h, N, BN, tl.arange(0, BK))
     b_x, b_partner = load_channels(p_r, i_b, o_t, s_r_b, s_r_t, o_n, o_partner, m_t[:, None] & m_k[None, :], MAP)
-    b_r = features(b_x, b_partner, o_k, N, MAP)
+    b_r = features(b_x, b_partner, o_k, N, BN, MAP)
     p_S += i_b * s_S_b + i_h.to(tl.int64) * s_S_h
     b_S = load(p_S, o_v[:, None] * K + o_k[None, :], m_v[:, None] & m_k[None, :])
     b_o = tl.trans(tl.dot(b_S, tl.trans(b_r), input_precision=PRECISION))
@@ -90,7 +90,6 @@ def readout_backward(
     p_S += i_b * s_S_b + i_h.to(tl.int64) * s_S_h
     m_S = m_v[:, None] & m_k[None, :]
     b_S = load(p_S, o_v[:, None] * K + o_k[None, :], m_S)
-    b_factor = product_factors(o_k, N)[None, :]
     if MAP == "quadratic":  # a channel is the first of four products and the second of four others
         o_back, o_back_n = features_of_partner(o_k, i_h, N)
         b_back = load(p_S, o_v[:, None] * K + o_back[None, :], m_S)
@@ -106,7 +105,7 @@ def readout_backward(
         m_rt = m_t[:, None] & m_k[None, :]
         m = m_t[:, None] & m_v[None, :]
         b_x, b_partner = load_channels(p_r, i_b, o_t, s_r_b, s_r_t, o_n, o_partner, m_rt, MAP)
-        b_r = features(b_x, b_partner, o_k, N, MAP)
+        b_r = features(b_x, b_partner, o_k, N, BN, MAP)
         b_do = load(p_do, offsets(i_b, o_t, s_do_b, s_do_t, o_vt), m)
         i_row = i_b * T + o_t
         o_out = packed(i_row, H * V, o_vt)
@@ -117,7 +116,7 @@ def readout_backward(
                 o_j, m_j, o_nj, o_partner_j = feature_columns(i_h, N, BN, o_other)
                 m_rj = m_t[:, None] & m_j[None, :]
                 b_xj, b_partner_j = load_channels(p_r, i_b, o_t, s_r_b, s_r_t, o_nj, o_partner_j, m_rj, MAP)
-                b_rj = features(b_xj, b_partner_j, o_j, N, MAP)
+                b_rj = features(b_xj, b_partner_j, o_j, N, BN, MAP)
                 b_Sj = load(p_S, o_v[:, None] * K + o_j[None, :], m_v[:, None] & m_j[None, :])
                 b_o += tl.trans(tl.dot(b_Sj, tl.trans(b_rj), input_precision=PRECISION))
         if p_weight is not None:
@@ -137,7 +136,7 @@ def readout_backward(
         if MAP == "quadratic":
             b_y = load(p_r, offsets(i_b, o_t, s_r_b, s_r_t, o_back_n), m_rt)
             b_dback = tl.trans(tl.dot(tl.trans(b_back), tl.trans(b_do), input_precision=PRECISION))
-            b_dx = (b_dr * b_partner + b_dback * b_y) * b_factor
+            b_dx = gradient_of_products(b_dr, b_dback, b_x, b_partner, b_y, o_k, N, BN)
             store_channels(p_dr + i_k.to(tl.int64) * s_dr, b_dx, i_row, H * N, i_h * N, m_t, N, BN, BT)
         else:
             tl.store(p_dr + packed(i_row, H * N, o_n), b_dr * slopes(b_x, MAP), mask=m_rt)

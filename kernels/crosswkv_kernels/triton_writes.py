@@ -25,9 +25,9 @@ from .triton_features import (
     feature_constants,
     features,
     features_of_partner,
+    gradient_of_products,
     load_channels,
     load_or_one,
-    product_factors,
     slopes,
     store_channels,
 )
@@ -74,7 +74,7 @@ def writes_forward(
     b_rate = load(p_rate, offsets(i_b, o_t, s_rate_b, s_rate_t, o_a), m_in)
     tl.store(p_a + packed(i_row, H * KA, o_a), tl.where(m_in, tl.sigmoid(b_rate), 0), mask=m_a)  # (9)
     b_x, b_partner = load_channels(p_key, i_b, o_t, s_key_b, s_key_t, o_n, o_partner, m_in, MAP)
-    b_key = features(b_x, b_partner, o_k, N, MAP)
+    b_key = features(b_x, b_partner, o_k, N, BN, MAP)
     b_kappa = b_key * load_or_one(p_k_k, i_h * K + o_k, m_k)[None, :]  # (11)
     b_norm = tl.maximum(tl.sqrt(tl.sum(b_kappa * b_kappa, 1)), TINY)
     tl.store(p_kappa + o_out, b_kappa / b_norm[:, None], mask=m)
@@ -128,7 +128,7 @@ def writes_backward(
     tl.store(p_ddecay + packed(i_row, H * KW, o_w), b_ddecay, mask=m_w)
 
     b_x, b_partner = load_channels(p_key, i_b, o_t, s_key_b, s_key_t, o_n, o_partner, m_in, MAP)
-    b_key = features(b_x, b_partner, o_k, N, MAP)
+    b_key = features(b_x, b_partner, o_k, N, BN, MAP)
     b_k_k = load_or_one(p_k_k, o_kt, m_k)[None, :]
     b_k_a = load(p_k_a, o_a, m_k)[None, :]
     b_dk = load(p_dk, offsets(i_b, o_t, s_dk_b, s_dk_t, o_kt), m_in)
@@ -157,11 +157,11 @@ def writes_backward(
         b_dback = key_gradient(
             load(p_dk, offsets(i_b, o_t, s_dk_b, s_dk_t, o_back_t), m_in),
             load(p_dkappa, offsets(i_b, o_t, s_dkappa_b, s_dkappa_t, o_back_t), m_in),
-            features(b_y, b_x, o_k, N, MAP),
+            features(b_y, b_x, o_k, N, BN, MAP),
             load_or_one(p_k_k, o_back_t, m_k)[None, :],
             b_kept_back, b_along, b_scale,
         )  # fmt: skip
-        b_dx = (b_dkey * b_partner + b_dback * b_y) * product_factors(o_k, N)[None, :]
+        b_dx = gradient_of_products(b_dkey, b_dback, b_x, b_partner, b_y, o_k, N, BN)
         store_channels(p_dkey, b_dx, i_row, H * N, i_h * N, m_t, N, BN, BT)
     else:
         tl.store(p_dkey + packed(i_row, H * N, i_h * N + o_k), b_dkey * slopes(b_x, MAP), mask=m)

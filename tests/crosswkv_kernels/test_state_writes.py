@@ -57,7 +57,9 @@ def oracle(
     if feature_map == "quadratic":
         n = key.shape[-1]
         pairs = [(i, (i + j) % n, 2**0.5 if j else 1) for j in range(4) for i in range(n)]
-        key = torch.stack([key[..., i] * key[..., j] * factor for i, j, factor in pairs], -1) / n**0.25
+        key = torch.stack([key[..., i] * key[..., j] * factor for i, j, factor in pairs], -1) / (
+            n**0.5 * (key.square().sum(-1, keepdim=True) / n + 1e-4)
+        )
     w = -math.exp(-0.5) / (1 + (-decay).exp())
     a = 1 / (1 + (-rate).exp())
     if first_value is not None:

@@ -38,9 +38,13 @@ class StateNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(value_dim))
         self.bias = nn.Parameter(torch.zeros(value_dim)) if normalize else None
+        # products tell nothing of a receptance's size: how large a read is, against `eps`, is learnt per head
+        self.read_scale = nn.Parameter(torch.full((num_heads,), 0.5)) if feature_map == QUADRATIC else None
         self.num_heads, self.eps, self.feature_map = num_heads, eps, feature_map
 
     def forward(self, channels: torch.Tensor, state: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
+        if self.read_scale is not None:
+            state = state * self.read_scale.view(-1, 1, 1)
         weight: torch.Tensor | None = self.weight
         if self.bias is None:  # a weight of each value is one of each row of the state
             state, weight = state * self.weight.view(state.shape[1], -1, 1), None

@@ -53,7 +53,7 @@ def feature(layer, x):
         return heads / (1 + torch.exp(-heads))
     n = heads.shape[1]
     products = [heads[:, i] * heads[:, (i + j) % n] * (2**0.5 if j else 1) for j in range(4) for i in range(n)]
-    return torch.stack(products, dim=1) / n**0.25
+    return torch.stack(products, dim=1) / n**0.5 / (heads.square().mean(1, keepdim=True) + 1e-4)
 
 
 def per_feature(layer, x):
@@ -116,7 +116,8 @@ def oracle(layer, image, text, text_values=None, image_values=None):
         forward = layer.num_heads - layer.backward_heads
         S = torch.cat((S[:forward], S_backward[forward:]))
     if layer.fusion == "state":
-        return torch.stack([read(layer, S, feature(layer, layer.to_q.weight @ x), x) for x in image])
+        size = 1 if layer.norm.read_scale is None else layer.norm.read_scale[:, None]
+        return torch.stack([read(layer, S, size * feature(layer, layer.to_q.weight @ x), x) for x in image])
     rows, to_k, to_v = [], layer.to_k, layer.to_v
     if layer.fusion == "prefix":
         to_k, to_v = layer.image_to_k, layer.image_to_v
