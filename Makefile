@@ -60,7 +60,7 @@ test: $(VENV)/.installed-tests
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-full: $(VENV)/.installed-tests
 	$(VENV)/bin/python -m pytest --numprocesses 2 --dist load -m full $(ARGS)

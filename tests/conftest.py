@@ -27,6 +27,11 @@ if "CROSSWKV_TEST_DEVICE" in os.environ:  # of tests/crosswkv_kernels: `make gpu
     torch.set_default_device(os.environ["CROSSWKV_TEST_DEVICE"])
 
 
+def pytest_collection_modifyitems(items):
+    """The file that takes minutes first: started last, it would run while the other processes are done."""
+    items.sort(key=lambda item: item.path.name != "test_trained_digits.py")
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
