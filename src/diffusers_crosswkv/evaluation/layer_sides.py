@@ -11,8 +11,9 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import nn
 
 from ..models.attention_processor import FirstValues, PreparedText
-from ..models.crosswkv import StateNorm, previous_tokens
+from ..models.crosswkv import previous_tokens
 from ..models.crosswkv_layers import install_crosswkv
+from ..models.readout_norms import StateNorm
 from ..models.text_scan import scan_text
 from .kernel_cases import (
     HEAD_DIM,

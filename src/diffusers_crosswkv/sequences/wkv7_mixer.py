@@ -4,7 +4,7 @@ import torch
 from crosswkv_kernels import Write, wkv7
 from torch import nn
 
-from ..models.crosswkv import ScanNorm
+from ..models.readout_norms import ScanNorm
 from ..models.state_writer import LowRank, StateWriter
 
 RANK = 16  # of the LoRAs of decay, rate and gate
