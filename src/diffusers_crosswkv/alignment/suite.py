@@ -46,7 +46,7 @@ SMALL = Preset(
     pictures=120,
     pictures_same=480,
     sampling_steps=20,
-    guidance_scale=3.0,
+    guidance_scale=2.0,  # of 1.5 to 6 the best for softmax and `state`, two trainings each
     recall_steps=1500,
 )
 FULL = Preset(
