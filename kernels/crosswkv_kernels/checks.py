@@ -15,7 +15,8 @@ def check_state_writes(
     check_feature_map(feature_map)
     optional = {"first_value": first_value, "value_share": value_share}
     check_tensors(optional | {"k_k": k_k}, decay=decay, rate=rate, key=key, value=value, k_a=k_a)
-    check_dims("[B, T, H * K]", key=key)
+    products = feature_map == QUADRATIC
+    check_dims("[B, T, H * n]" if products else "[B, T, H * K]", key=key)
     check_dims("[B, T, H * V]", value=value)
     for name, x in (("key", key), ("value", value)):
         if num_heads < 1 or x.shape[2] % num_heads:
@@ -24,8 +25,9 @@ def check_state_writes(
     for name, x in (("decay", decay), ("rate", rate)):
         if x.shape not in [(*key.shape[:2], width), (*key.shape[:2], num_heads)]:
             raise ValueError(
-                f"`{name}` must be [B, T, H * K] or [B, T, H], H * K = {width} and the rest as in `key`, "
-                f"got {shape_of(x)} and {shape_of(key)}."
+                f"`{name}` must be [B, T, H * K] or [B, T, H], H * K = {width} and the rest as in `key`, got "
+                f"{shape_of(x)} and {shape_of(key)}"
+                + (f"; K is {PRODUCTS} n, for {feature_map!r}." if products else ".")
             )
     if value.shape[:2] != key.shape[:2]:
         raise ValueError(
@@ -138,9 +140,15 @@ def check_wkv7(r, w, k, v, kappa, a, initial_state) -> None:
     check_tensors({"r": r, "initial_state": initial_state}, w=w, k=k, v=v, kappa=kappa, a=a)
     check_dims("[B, T, H, K]", k=k, r=r, w=w, kappa=kappa, a=a)
     check_dims("[B, T, H, V]", v=v)
-    for name, x in (("r", r), ("w", w), ("kappa", kappa), ("a", a)):
-        if x is not None and x.shape != k.shape and (name not in "wa" or x.shape != (*k.shape[:3], 1)):
+    for name, x in (("r", r), ("kappa", kappa)):
+        if x is not None and x.shape != k.shape:
             raise ValueError(f"`{name}` must have the shape [B, T, H, K] of `k`, got {shape_of(x)} and {shape_of(k)}.")
+    for name, x in (("w", w), ("a", a)):
+        if x.shape not in (k.shape, (*k.shape[:3], 1)):
+            raise ValueError(
+                f"`{name}` must have the shape [B, T, H, K] of `k` or, one for a head, [B, T, H, 1], "
+                f"got {shape_of(x)} and {shape_of(k)}."
+            )
     if v.shape[:3] != k.shape[:3]:
         raise ValueError(f"`v` must be [B, T, H, V] with the B, T and H of `k`, got {shape_of(v)} and {shape_of(k)}.")
     batch_size, _, num_heads, head_dim = k.shape

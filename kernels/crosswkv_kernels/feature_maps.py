@@ -6,7 +6,9 @@ import torch.nn.functional as F
 QUADRATIC = "quadratic"
 FEATURE_MAPS = ("identity", "silu", QUADRATIC)
 PRODUCTS = 4  # features per channel with `quadratic`
-SMALL = 1e-4  # added to the mean square of channels: where they are zero, as in masked tokens, features are
+MEAN_SQUARE_EPS = (
+    1e-4  # added to the mean square of channels: where all are zero, as in masked tokens, so are features
+)
 
 
 def number_of_features(feature_map: str, channels: int) -> int:
@@ -15,19 +17,27 @@ def number_of_features(feature_map: str, channels: int) -> int:
 
 
 def map_features(x: torch.Tensor, feature_map: str) -> torch.Tensor:
-    """Features of each head's channels: `[..., n]` to `[..., K]`.
+    """Features of each head's channels: floating point `[..., n]` to `[..., K]`, in the dtype of `x`.
 
     `quadratic` makes K = 4 n products, of each channel with itself and the next three, in a circle: the feature
-    `j * n + i` is `x[i] * x[(i + j) % n] / m`, times `n**-0.5`, and `sqrt(2)` where j > 0. They are a part of the
-    monomials of degree two; m is the mean square of the channels, plus 1e-4. With all of them, as in symmetric power
-    transformers (Buckman, Gelada and Zhang, 2024; arXiv:2503.03269), the product of two tokens' features would be `n`
-    times the squared cosine between their channels. Weak matches then count for little, as under softmax's
-    exponential, and a state holds on to its facts among many tokens that nobody asks for.
+    `j * n + i` is `x[i] * x[(i + j) % n] / m`, times `n**-0.5`, and `sqrt(2)` where j > 0; m is the mean square of the
+    channels, plus `MEAN_SQUARE_EPS`. They are a part of the monomials of degree two (with fewer than seven channels
+    some occur twice). With all of them once, as in symmetric power transformers (Buckman, Gelada and Zhang, 2024;
+    arXiv:2503.03269), the product of two tokens' features would be `n` times the squared cosine between their
+    channels. Weak matches then count for little, as under softmax's exponential, and a state holds on to its facts
+    among many tokens that nobody asks for.
+
+    Differentiable any number of times by `torch.autograd`; `torch.func` does not take it.
+
+    Raises:
+        ValueError: an unknown `feature_map`.
     """
+    if feature_map == "identity":
+        return x
     if feature_map == "silu":
         return F.silu(x)
     if feature_map != QUADRATIC:
-        return x
+        raise ValueError(f"`feature_map` must be one of {', '.join(FEATURE_MAPS)}, got {feature_map!r}.")
     dtype = x.dtype
     x = x.to(torch.promote_types(dtype, torch.float32))  # each product rounded once
     if torch.compiler.is_compiling():
@@ -61,7 +71,7 @@ class Quadratic(torch.autograd.Function):
 
 def mean_square(x: torch.Tensor) -> torch.Tensor:
     """`[..., n]` to `[..., 1]`."""
-    return x.square().mean(-1, keepdim=True) + SMALL
+    return x.square().mean(-1, keepdim=True) + MEAN_SQUARE_EPS
 
 
 def circle(x: torch.Tensor) -> torch.Tensor:

@@ -89,7 +89,6 @@ def wkv7(
     chosen = choose_scan_backend(mode, backend, tensors, (k.shape[3], v.shape[3]))
     run: Callable[..., tuple[torch.Tensor | None, torch.Tensor | None]]
     if chosen == "triton":
-        w, a = w.expand(k.shape), a.expand(k.shape)
         trained = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
         may_be_short = mode == "auto" and not trained and not torch.compiler.is_exporting()
         short = may_be_short and k.shape[1] <= RECURRENT_LENGTH

@@ -6,7 +6,7 @@ memory, which stays in the processor's cache, and with channels before tokens, s
 
 import torch
 
-from .feature_maps import PRODUCTS, SMALL, factors_like
+from .feature_maps import MEAN_SQUARE_EPS, PRODUCTS, factors_like
 
 FEATURES_AT_ONCE = 2**21  # of 2**18 to 2**22 the fastest at Stable Diffusion's sizes on two cores
 PADDING = 16  # numbers between rows of the result: rows that are powers of two apart share few lines of a cache
@@ -40,18 +40,17 @@ def read_quadratic(
     blocks = max(round(len(x) * PRODUCTS * n * length / FEATURES_AT_ONCE), 1)
     size = -(-length // blocks)
     features, read = x.new_empty(len(x), PRODUCTS * n, size), x.new_empty(len(x), value_dim, size)
-    norm = [x if x is None else per_value(x, state) for x in (norm_weight, norm_bias)]
+    weight, bias = (None if p is None else per_value(p, state) for p in (norm_weight, norm_bias))
     for start in range(0, length, max(size, 1)):
         tokens = slice(start, start + size)
         count = min(size, length - start)
         make_products(x[..., tokens], features[..., :count])
         o = torch.bmm(state, features[..., :count], out=read[..., :count])
-        mean_square = features[:, :n, :count].mean(1, keepdim=True).add_(SMALL)
+        mean_square = features[:, :n, :count].mean(1, keepdim=True).add_(MEAN_SQUARE_EPS)
         if norm_bias is None:
             o.div_(mean_square)
         else:  # divided by it before the norm: as if all but `eps` were multiplied by it
             o.mul_(mean_square.square_().mul_(eps).add_(o.square().mean(1, keepdim=True)).rsqrt_())
-        weight, bias = norm
         if weight is None or bias is None:
             out[..., tokens] = o
         else:

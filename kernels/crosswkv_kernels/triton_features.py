@@ -10,11 +10,11 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from . import feature_maps
-from .feature_maps import PRODUCTS, QUADRATIC, number_of_features
+from .feature_maps import MEAN_SQUARE_EPS, PRODUCTS, QUADRATIC, number_of_features
 from .triton_blocks import load, offsets, packed
 
-SMALL = tl.constexpr(feature_maps.SMALL)
+EPS = tl.constexpr(MEAN_SQUARE_EPS)
+AHEAD = tl.constexpr(PRODUCTS)  # further than any second channel is
 
 
 def feature_constants(channels: int, feature_map: str) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def feature_columns(i_h, N: tl.constexpr, BN: tl.constexpr, o):
 def features_of_partner(o_k, i_h, N: tl.constexpr):
     """Of each column (j, m): the feature (j, m - j), whose second channel is m, and the place of its first."""
     o_j, o_i = o_k // N, o_k % N
-    o_first = (o_i - o_j + 4 * N) % N
+    o_first = (o_i - o_j + AHEAD * N) % N  # of a positive number
     return o_j * N + o_first, i_h * N + o_first
 
 
@@ -63,7 +63,7 @@ def load_or_one(p_x, o_x, m_x):
 def product_factors(b_x, o_k, N: tl.constexpr, BN: tl.constexpr):
     """What products are multiplied by, and the mean square of the channels; a block has some of its columns j."""
     n: tl.constexpr = N**-0.5
-    b_m = tl.sum(b_x * b_x, 1) / (N * (b_x.shape[1] // BN)) + SMALL
+    b_m = tl.sum(b_x * b_x, 1) / (N * (b_x.shape[1] // BN)) + EPS
     return tl.where(o_k < N, n, 1.4142135623730951 * n)[None, :] / b_m[:, None], b_m
 
 

@@ -215,8 +215,9 @@ def state_readout_backward(
         options["BK"] = max(WIDE_BLOCK_K, options["BN"] if products else 0)
     NK = triton.cdiv(columns, options["BK"])
     options |= {"NB": blocks_per_group, "NK": NK}
+    # of products each of NK programs has a part of all channels' gradients, of other features all of a part
     drs = dr.new_empty(NK, *dr.shape, dtype=torch.float32) if products and NK > 1 else dr[None]
-    sizes = (dr.numel() if NK > 1 else 0, length, num_heads, groups, eps)
+    sizes = (drs.stride(0), length, num_heads, groups, eps)
     strides = row_strides(do, r, state, gate)
     grid = (batch_size * groups, num_heads, NK)
     launch(readout_backward, grid, *tensors, drs, dstates, *parts, dgate, *strides, *sizes, **options)

@@ -235,8 +235,8 @@ def state_writes(
 
 @state_writes.register_fake
 def empty_writes(decay, rate, key, value, first_value, value_share, k_k, k_a, mask, num_heads, feature_map):
-    features = (*key.shape[:2], number_of_features(feature_map, key.shape[2]))
-    shapes = (decay.shape, features, features, rate.shape)
+    of_features = (*key.shape[:2], number_of_features(feature_map, key.shape[2]))
+    shapes = (decay.shape, of_features, of_features, rate.shape)
     w, k, kappa, a = (key.new_empty(shape, dtype=torch.float32) for shape in shapes)
     return w, k, key.new_empty(0) if value is None else value.new_empty(value.shape), kappa, a
 

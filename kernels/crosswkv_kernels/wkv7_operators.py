@@ -308,6 +308,7 @@ def wkv7_triton(
     recurrent: bool = False,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """The same function as [`wkv7`]; float32, bfloat16 or float16."""
+    w, a = w.expand(k.shape), a.expand(k.shape)  # the kernels read adjacent channels: one of a head is copied
     if recurrent:
         o, final_state = wkv7_recurrent_operator(r, w, k, v, kappa, a, initial_state)
     else:

@@ -31,6 +31,11 @@ def test_gradients_of_gradients(channels):
     assert torch.autograd.gradgradcheck(lambda x: map_features(x, "quadratic"), x)
 
 
+def test_unknown_map():
+    with pytest.raises(ValueError, match="`feature_map` must be one of identity, silu, quadratic, got 'relu'"):
+        map_features(torch.zeros(2), "relu")
+
+
 def test_size_does_not_count_and_zero_is_zero():
     x = torch.randn(5, 16, dtype=torch.float64)
     torch.testing.assert_close(map_features(100 * x, "quadratic"), map_features(x, "quadratic"), rtol=1e-2, atol=0)

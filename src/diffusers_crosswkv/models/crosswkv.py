@@ -36,7 +36,8 @@ class CrossWKV(nn.Module):
     """Cross-attention of image tokens to text by the state of RWKV-7; equations 4 to 16 of the paper.
 
     Args:
-        hidden_size: width D of the image tokens; also H * K, the width of receptance and keys.
+        hidden_size: width D of the image tokens, and of the projected receptances and keys: H * K, or H * K / 4 with
+            `feature_map="quadratic"`.
         cross_attention_dim: width D_q of the text tokens.
         head_dim: K, the features per head of receptances and keys. `hidden_size` must be a multiple of it, or of a
             quarter of it with `feature_map="quadratic"`, which makes four features of every channel; H is the

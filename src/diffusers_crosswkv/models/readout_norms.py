@@ -13,7 +13,8 @@ class StateNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(value_dim))
         self.bias = nn.Parameter(torch.zeros(value_dim)) if normalize else None
         # products tell nothing of a receptance's size: how large a read is, against `eps`, is learnt per head
-        self.read_scale = nn.Parameter(torch.full((num_heads,), 0.5)) if feature_map == QUADRATIC else None
+        scaled = normalize and feature_map == QUADRATIC
+        self.read_scale = nn.Parameter(torch.full((num_heads,), 0.5)) if scaled else None
         self.num_heads, self.eps, self.feature_map = num_heads, eps, feature_map
 
     def forward(self, channels: torch.Tensor, state: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:

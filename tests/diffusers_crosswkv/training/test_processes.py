@@ -46,9 +46,13 @@ def run_two(monkeypatch, folder, environment=None, parameters="Parameter", **set
 
 
 def assert_like_one_process(alone, losses, folder, **settings):
-    """Losses agree to rounding, and so do the weights, read by one process from the checkpoint of two."""
+    """Losses agree to rounding, and so do the weights, read by one process from the checkpoint of two.
+
+    Adam's first updates are as large for small gradients as for large ones: from 1e-7 rounding grows tenfold a step.
+    """
     expected_losses, expected = alone
-    assert losses == pytest.approx(expected_losses, rel=1e-4)
+    bars = {step: 1e-5 if step <= 3 else 1e-3 for step in expected_losses}
+    assert losses == {step: pytest.approx(loss, rel=bars[step]) for step, loss in expected_losses.items()}
     models = tiny_models(seed=5)
     train(tiny_config(folder, **settings), models, fifty_digits(), progress=False)
     got = weights_of(models)
