@@ -2,7 +2,7 @@
 
 import torch
 
-from .feature_maps import FEATURE_MAPS, PRODUCTS, QUADRATIC, number_of_features
+from .feature_maps import PRODUCTS, QUADRATIC, check_feature_map, number_of_features
 
 
 def check_state_writes(
@@ -54,11 +54,6 @@ def check_mask(mask, key) -> None:
         raise ValueError(
             f"All tensors must be on one device, got {key.device} and, for `mask`, {mask.device}; move it."
         )
-
-
-def check_feature_map(feature_map) -> None:
-    if feature_map not in FEATURE_MAPS:
-        raise ValueError(f"`feature_map` must be one of {', '.join(FEATURE_MAPS)}, got {feature_map!r}.")
 
 
 def check_state_readout(r, state, norm_weight, norm_bias, gate, eps, feature_map) -> None:

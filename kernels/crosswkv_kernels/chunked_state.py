@@ -100,9 +100,12 @@ def put_chunks(target: torch.Tensor, chunks: torch.Tensor) -> None:
 
 
 class Passed(NamedTuple):
-    """What a scan over chunks leaves for its backward, `[N, G, ...]` each with G = B * H."""
+    """What a scan over chunks leaves for its backward, `[N, G, ...]` each with G = B * H.
 
-    before: torch.Tensor  # e^(c_(t-1) - middle), [N, G, C, K] or [N, G, C, 1], as wide as `w`
+    The first three are as wide as `w`: K, or 1.
+    """
+
+    before: torch.Tensor  # e^(c_(t-1) - middle), [N, G, C, K]
     after: torch.Tensor  # e^(c_t - middle)
     inverse: torch.Tensor  # e^(middle - c_t)
     A: torch.Tensor

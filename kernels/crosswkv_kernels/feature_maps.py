@@ -6,9 +6,12 @@ import torch.nn.functional as F
 QUADRATIC = "quadratic"
 FEATURE_MAPS = ("identity", "silu", QUADRATIC)
 PRODUCTS = 4  # features per channel with `quadratic`
-MEAN_SQUARE_EPS = (
-    1e-4  # added to the mean square of channels: where all are zero, as in masked tokens, so are features
-)
+MEAN_SQUARE_EPS = 1e-4  # added to channels' mean square: where all are zero, as in masked tokens, so are features
+
+
+def check_feature_map(feature_map: str) -> None:
+    if feature_map not in FEATURE_MAPS:
+        raise ValueError(f"`feature_map` must be one of {', '.join(FEATURE_MAPS)}, got {feature_map!r}.")
 
 
 def number_of_features(feature_map: str, channels: int) -> int:
@@ -32,12 +35,11 @@ def map_features(x: torch.Tensor, feature_map: str) -> torch.Tensor:
     Raises:
         ValueError: an unknown `feature_map`.
     """
+    check_feature_map(feature_map)
     if feature_map == "identity":
         return x
     if feature_map == "silu":
         return F.silu(x)
-    if feature_map != QUADRATIC:
-        raise ValueError(f"`feature_map` must be one of {', '.join(FEATURE_MAPS)}, got {feature_map!r}.")
     dtype = x.dtype
     x = x.to(torch.promote_types(dtype, torch.float32))  # each product rounded once
     if torch.compiler.is_compiling():
