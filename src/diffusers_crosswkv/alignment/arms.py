@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import nn
-from transformers import CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..data.scene_splits import captions_for_tokenizer
 from ..models import DIR7UNet2DConditionModel
@@ -17,7 +17,6 @@ from ..training.text import fit_tokenizer, make_text_encoder
 
 NOISE_SCHEDULE = {"beta_schedule": "scaled_linear", "prediction_type": "sample"}
 TOLERANCE = 0.03  # by which the numbers of parameters of two arms may differ
-NARROWEST_MLP = 64
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,10 @@ class Preset:
         patch: pixels per side that are one position of the U-Net; its channels are `3 * patch**2`.
         unet: config of both U-Nets.
         crosswkv: config of CrossWKV's part.
-        text_width, text_layers, window: of the text encoder, the last in tokens.
+        prefix: what `prefix` has instead. Its image tokens have keys and values too; with narrower ones it has as
+            many parameters as the others.
+        text_width, text_layers, window: of the text encoder that all arms share, the last in tokens.
+        text_steps: of its training, before theirs.
         steps, batch_size, optimizer, learning_rate, ema_decay: of every training.
         seeds: trainings per main arm; ablations take the first `ablation_seeds`.
         pictures: judged per split and training; `pictures_same` on the split like training.
@@ -69,9 +71,11 @@ class Preset:
     patch: int
     unet: dict[str, Any]
     crosswkv: dict[str, Any]
+    prefix: dict[str, Any]
     text_width: int
     text_layers: int
     window: int
+    text_steps: int
     steps: int
     batch_size: int
     optimizer: str
@@ -86,17 +90,12 @@ class Preset:
     recall_steps: int
 
 
-def build(arm: Arm, preset: Preset, seed: int, mlp_width: int | None = None) -> Models:
-    """The untrained models of an arm; the seed draws their weights, the same for all arms wherever shapes agree.
+def build(arm: Arm, preset: Preset, seed: int, text_encoder: CLIPTextModel) -> Models:
+    """The models of an arm: the shared text encoder, and an untrained U-Net.
 
-    `mlp_width` is that of the text encoder's layers; None takes the one that [`matched_width`] finds.
+    The seed draws the U-Net's weights, the same for all arms wherever shapes agree.
     """
-    mlp_width = matched_width(arm, preset) if mlp_width is None else mlp_width
     torch.manual_seed(seed)
-    tokenizer = scene_tokenizer(preset.window)
-    text_encoder = make_text_encoder(tokenizer, preset.text_width, preset.text_layers, mlp_width)
-    torch.manual_seed(seed)
-    start_alike(text_encoder, make_text_encoder(tokenizer, preset.text_width, preset.text_layers), True)
     config = preset.unet | {
         "sample_size": preset.resolution // preset.patch,
         "in_channels": 3 * preset.patch**2,
@@ -105,23 +104,20 @@ def build(arm: Arm, preset: Preset, seed: int, mlp_width: int | None = None) -> 
     }
     softmax_unet = unet = UNet2DConditionModel(**config)
     if arm.fusion is not None:
-        options = {f"crosswkv_{name}": value for name, value in (preset.crosswkv | arm.options).items()}
+        of_fusion = preset.prefix if arm.fusion == "prefix" else {}
+        options = {f"crosswkv_{name}": x for name, x in (preset.crosswkv | of_fusion | arm.options).items()}
         unet = DIR7UNet2DConditionModel(**config, crosswkv_fusion=arm.fusion, **options)
         start_alike(unet, softmax_unet)
+    tokenizer = scene_tokenizer(preset.window)
     return Models(unet, text_encoder, tokenizer, DDPMScheduler(**NOISE_SCHEDULE), arm.prefix)
 
 
-def start_alike(model: nn.Module, other: nn.Module, as_far_as_both_reach: bool = False) -> None:
-    """Copy the weights of `other` wherever name and shape agree, or the part of them that both have.
-
-    The text encoders' MLPs differ in width alone, and what they start from decides more than the kind of attention:
-    with MLPs drawn anew, one of two trainings of `state` was far behind the other.
-    """
+def start_alike(model: nn.Module, other: nn.Module) -> None:
+    """Copy the weights of `other` wherever name and shape agree."""
     own = model.state_dict()
     for name, x in other.state_dict().items():
-        if name in own and (x.shape == own[name].shape or (as_far_as_both_reach and x.ndim == own[name].ndim)):
-            both = tuple(slice(min(sizes)) for sizes in zip(x.shape, own[name].shape, strict=True))
-            own[name][both] = x[both]  # a state dict's tensors are the module's own
+        if name in own and x.shape == own[name].shape:
+            own[name][...] = x  # a state dict's tensors are the module's own
 
 
 @cache
@@ -129,17 +125,8 @@ def scene_tokenizer(window: int) -> CLIPTokenizer:
     return fit_tokenizer(captions_for_tokenizer(), max_length=window, min_frequency=80)
 
 
-def matched_width(arm: Arm, preset: Preset) -> int:
-    """The width of the text encoder's MLP that gives this arm as many parameters as the largest main arm has.
-
-    Softmax has none of CrossWKV's mixes and LoRAs, so it gets a wider text encoder instead.
-    """
-    most = max(count_parameters(other, preset) for other in MAIN_ARMS.values())
-    per_unit = preset.text_layers * (2 * preset.text_width + 1)
-    return NARROWEST_MLP + round((most - count_parameters(arm, preset)) / per_unit)
-
-
-def count_parameters(arm: Arm, preset: Preset, mlp_width: int = NARROWEST_MLP) -> int:
-    """Trained parameters, U-Net and text encoder."""
+def count_parameters(arm: Arm, preset: Preset) -> int:
+    """Of the U-Net, which is all that an arm trains."""
     with torch.device("meta"):
-        return build(arm, preset, 0, mlp_width).num_parameters()
+        text_encoder = make_text_encoder(scene_tokenizer(preset.window), preset.text_width, preset.text_layers)
+        return sum(p.numel() for p in build(arm, preset, 0, text_encoder).unet.parameters())

@@ -319,12 +319,14 @@ def tables_page(preset_name: str, results: Results) -> str:
         f"Preset `{preset_name}`: {len(trainings)} of {len(wanted)} trainings; percent, in parentheses the 95 % "
         f"bootstrap interval over seeds and pictures. Not run: {', '.join(missing) or 'nothing'}."
     )
+    for row in results.of("text encoder"):
+        about += f" The text encoder of all arms: {row['parameters']} parameters, {row['steps']} steps before theirs."
     return "\n\n".join([about, *(f"## {name}\n\n{table}" for name, table in sections.items())]) + "\n"
 
 
 def training_table(trainings: list[Row]) -> str:
-    header = ["arm", "seed", "parameters", "U-Net", "steps", "batch", "seconds", "date", "torch"]
-    keys = ["arm", "seed", "parameters", "unet_parameters", "steps", "batch_size", "seconds", "date", "torch"]
+    header = ["arm", "seed", "parameters", "trained", "steps", "batch", "seconds", "date", "torch"]
+    keys = ["arm", "seed", "parameters", "trained_parameters", "steps", "batch_size", "seconds", "date", "torch"]
     return markdown(header, [[str(row[key]) for key in keys] for row in trainings])
 
 

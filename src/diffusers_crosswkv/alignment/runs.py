@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from tqdm.auto import tqdm
+from transformers import CLIPTextModel
 
 from ..data.captions import PLACES, Description
 from ..data.scene_splits import SPLITS, TRAINING, Scenes
@@ -40,13 +41,22 @@ class Trained:
     seconds: float
 
 
-def train_arm(name: str, arm: Arm, preset: Preset, seed: int, folder: Path, progress: bool = True) -> Trained:
-    """Train, or go on, or load what is finished; `folder` is this training's own."""
-    models = build(arm, preset, seed)
+def train_arm(
+    name: str,
+    arm: Arm,
+    preset: Preset,
+    seed: int,
+    text_encoder: CLIPTextModel,
+    folder: Path,
+    progress: bool = True,
+) -> Trained:
+    """Train the U-Net, or go on, or load what is finished; `folder` is this training's own."""
+    models = build(arm, preset, seed, text_encoder)
     config = TrainingConfig(
         folder / "training",
         preset.steps,
         batch_size=preset.batch_size,
+        train_text_encoder=False,
         optimizer=preset.optimizer,
         learning_rate=preset.learning_rate,
         ema_decay=preset.ema_decay,

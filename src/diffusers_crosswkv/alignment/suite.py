@@ -12,13 +12,16 @@ from typing import Any
 import torch
 from crosswkv_kernels import PRODUCTS
 from tqdm.auto import tqdm
+from transformers import CLIPTextModel
 
 from ..environment import environment
 from ..files import write_json
-from .arms import MAIN_ARMS, STATE, Arm, Preset
+from .arms import MAIN_ARMS, STATE, Arm, Preset, count_parameters
 from .capacity import as_row, measure_recall
 from .runs import measure, row_path, train_arm
+from .text_encoder import shared_text_encoder
 
+TEXT_ENCODER, TEXT_ENCODER_SEED = "text encoder", 0
 RANKS = ("decay_rank", "in_context_lr_rank", "gate_rank", "value_rank")
 SMALL = Preset(
     resolution=16,
@@ -33,9 +36,11 @@ SMALL = Preset(
         "attention_head_dim": 4,
     },
     crosswkv={"head_dim": 16} | dict.fromkeys(RANKS, 8),
+    prefix={"value_dim": 24} | dict.fromkeys(RANKS, 4),
     text_width=64,
     text_layers=2,
     window=20,
+    text_steps=1500,
     steps=1500,
     batch_size=64,
     optimizer="muon",
@@ -61,9 +66,11 @@ FULL = Preset(
         "attention_head_dim": 4,
     },
     crosswkv={"head_dim": 64} | dict.fromkeys(RANKS, 32),
+    prefix={"value_dim": (32, 64, 96)} | dict.fromkeys(RANKS, 8),
     text_width=256,
     text_layers=4,
     window=77,
+    text_steps=6000,
     steps=30_000,
     batch_size=128,
     optimizer="muon",
@@ -78,7 +85,15 @@ FULL = Preset(
     recall_steps=1500,
 )
 SMOKE = dataclasses.replace(  # a few minutes: to see that everything runs; its figures mean nothing
-    SMALL, steps=2, batch_size=4, seeds=(0,), pictures=6, pictures_same=8, sampling_steps=2, recall_steps=2
+    SMALL,
+    text_steps=2,
+    steps=2,
+    batch_size=4,
+    seeds=(0,),
+    pictures=6,
+    pictures_same=8,
+    sampling_steps=2,
+    recall_steps=2,
 )
 PRESETS = {"smoke": SMOKE, "small": SMALL, "full": FULL}
 
@@ -135,8 +150,14 @@ def folder_of(folder: Path, name: str, seed: int) -> Path:
 
 
 def run_job(preset_name: str, folder: Path, name: str, seed: int, progress: bool = True) -> None:
-    """Train one arm with one seed and measure it; what is there already is not done again."""
+    """Train one arm with one seed and measure it, or train the text encoder that all arms share.
+
+    What is there already is not done again.
+    """
     preset, own = PRESETS[preset_name], folder_of(folder, name, seed)
+    if name == TEXT_ENCODER:
+        text_encoder_of(preset, folder, progress)
+        return
     claim(own, {"name": name, "seed": seed, "preset": dataclasses.asdict(preset), "arm": what_runs(name, preset)})
     if row_path(own, "training").exists():  # written last
         return
@@ -146,21 +167,28 @@ def run_job(preset_name: str, folder: Path, name: str, seed: int, progress: bool
         write_json(row_path(own, "training"), [as_row(recall) for recall in recalls])
         return
     arm = (MAIN_ARMS | ablations(preset))[name]
-    trained = train_arm(name, arm, preset, seed, own, progress)
+    text_encoder = text_encoder_of(preset, folder, progress)
+    trained = train_arm(name, arm, preset, seed, text_encoder, own, progress)
     measure(trained, preset, own, progress)
     about = {
         "kind": "training",
         "arm": name,
         "seed": seed,
         "parameters": trained.models.num_parameters(),
-        "unet_parameters": sum(p.numel() for p in trained.models.unet.parameters()),
-        "text_encoder_mlp": trained.models.text_encoder.config.intermediate_size,
+        "trained_parameters": count_parameters(arm, preset),
         "steps": preset.steps,
         "batch_size": preset.batch_size,
         "seconds": round(trained.seconds, 1),
         **environment(trained.models.unet.device),
     }
     write_json(row_path(own, "training"), about)
+
+
+def text_encoder_of(preset: Preset, folder: Path, progress: bool = True) -> CLIPTextModel:
+    """The one that all arms share."""
+    own = folder_of(folder, TEXT_ENCODER, TEXT_ENCODER_SEED)
+    claim(own, {"name": TEXT_ENCODER, "preset": dataclasses.asdict(preset)})
+    return shared_text_encoder(preset, own, progress)
 
 
 def what_runs(name: str, preset: Preset) -> object:
@@ -200,6 +228,10 @@ def run_jobs(
         raise ValueError(
             f"There must be something to run, but {arms} with seeds {seeds} is no training of the preset."
         )
+    if any(name not in RECALLS for name, _ in jobs):  # first, for all others wait for it
+        job = (TEXT_ENCODER, TEXT_ENCODER_SEED)
+        if run_in_process(preset_name, folder, *job) != 0:
+            raise RuntimeError(f"The text encoder's training failed; see {folder_of(folder, *job) / 'log.txt'}.")
     failed = []
     with ThreadPoolExecutor(at_a_time) as pool, tqdm(total=len(jobs), desc="trainings", unit="training") as bar:
         waiting = {pool.submit(run_in_process, preset_name, folder, *job): job for job in jobs}

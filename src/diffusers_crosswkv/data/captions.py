@@ -319,7 +319,7 @@ def name_objects(
         clauses = names
     text = rng.choice(grammar.joins).join(clauses[:-1])
     text = text + rng.choice(grammar.last_joins) + clauses[-1] if text else clauses[-1]
-    if not terse and clauses is names:
+    if with_article and clauses is names:  # "there is large green triangle" is not English
         text = rng.choice(grammar.openings) + text
     if language == "French":
         text = re.sub(r"\bde (?=une? |anneau)", "d'", text)

@@ -82,7 +82,7 @@ def test_cells():
 
 
 def test_a_report_names_what_was_not_run(tmp_path):
-    training = {"arm": "state", "seed": 0, "parameters": 5, "unet_parameters": 4, "steps": 2, "batch_size": 4}
+    training = {"arm": "state", "seed": 0, "parameters": 5, "trained_parameters": 4, "steps": 2, "batch_size": 4}
     write_json(
         folder_of(tmp_path / "runs", "state", 0) / "rows/training.json",
         {"kind": "training", "seconds": 1.0, "date": "2000-01-01", "torch": "2"} | training,

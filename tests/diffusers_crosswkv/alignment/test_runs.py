@@ -17,6 +17,7 @@ from diffusers_crosswkv.alignment.runs import (
     write_json,
 )
 from diffusers_crosswkv.alignment.suite import SMALL, SMOKE, claim, folder_of, run_job
+from diffusers_crosswkv.alignment.text_encoder import untrained_text_encoder
 from diffusers_crosswkv.data.scene_splits import TRAINING, Scenes
 
 
@@ -74,7 +75,7 @@ def test_a_folder_of_another_setup_is_refused(tmp_path):
 
 
 def test_a_model_that_reads_no_text_gets_none():
-    models = build(MAIN_ARMS["no text"], SMOKE, 0)
+    models = build(MAIN_ARMS["no text"], SMOKE, 0, untrained_text_encoder(SMOKE))
     one, other = (draw(models, [text] * 2, SMOKE, 0, reads_text=False) for text in ("red ring", "blue square"))
     assert torch.equal(one, other)
     assert not torch.equal(draw(models, ["red ring"] * 2, SMOKE, 0), one)
