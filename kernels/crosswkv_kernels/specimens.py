@@ -84,25 +84,29 @@ def scan_readout_specimen(K: int, V: int, dtype: torch.dtype) -> None:
 def scan_specimens(key_dim: int = 64, value_dim: int = 64, dtypes: Iterable[torch.dtype] = DTYPES) -> list[Launch]:
     """The same for the recurrence: a short text, a long sequence in segments, and token by token.
 
+    Heads whose keys are products of as many channels as their values have, those of `state` fusion, have one decay and
+    one rate.
+
     Raises:
         RuntimeError: nothing records launches.
     """
     recorder = active_recorder()
     first = len(recorder.launches)
+    rates = 1 if key_dim == PRODUCTS * value_dim else key_dim
     for dtype in dtypes:
         for length in (LENGTH, IMAGE_LENGTH):
-            inputs = scan_inputs(length, key_dim, value_dim, dtype)
+            inputs = scan_inputs(length, key_dim, value_dim, rates, dtype)
             o, state = wkv7(*inputs, output_final_state=True, mode="chunk", backend="triton")
             assert o is not None and state is not None
             (o.sum() + state.sum()).backward()
-        wkv7(*scan_inputs(LENGTH, key_dim, value_dim, dtype), mode="recurrent", backend="triton")
+        wkv7(*scan_inputs(LENGTH, key_dim, value_dim, rates, dtype), mode="recurrent", backend="triton")
         odd_scan_specimens(dtype)
     return recorder.launches[first:]
 
 
-def scan_inputs(length: int, K: int, V: int, dtype: torch.dtype) -> list[torch.Tensor]:
+def scan_inputs(length: int, K: int, V: int, rates: int, dtype: torch.dtype) -> list[torch.Tensor]:
     """r, w, k, v, kappa, a."""
-    widths = (K, K, K, V, K, K)
+    widths = (K, rates, K, V, K, rates)
     return [tensor(BATCH, length, HEADS, width, dtype=dtype) for width in widths]
 
 

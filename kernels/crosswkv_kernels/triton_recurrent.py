@@ -14,7 +14,7 @@ def wkv7_recurrent_kernel(
     p_r, p_w, p_k, p_v, p_kappa, p_a, p_o, p_start, p_final,
     r_b, r_t, r_h, w_b, w_t, w_h, k_b, k_t, k_h, v_b, v_t, v_h, kappa_b, kappa_t, kappa_h, a_b, a_t, a_h,
     length, heads,
-    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, KW: tl.constexpr, KA: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
     """Program (head, block of values); the state `[BV, BK]` stays in registers, no matrix product."""
     blocks = tl.cdiv(V, BV)
@@ -22,11 +22,13 @@ def wkv7_recurrent_kernel(
     i_b, i_h = i_bh // heads, i_bh % heads
     o_k, o_v = tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
-    p_w += i_b * w_b + i_h * w_h + o_k
+    o_w = o_k if KW == K else tl.zeros_like(o_k)  # one decay for all channels of a head is loaded for each of them
+    o_a = o_k if KA == K else tl.zeros_like(o_k)
+    p_w += i_b * w_b + i_h * w_h + o_w
     p_k += i_b * k_b + i_h * k_h + o_k
     p_v += i_b * v_b + i_h * v_h + o_v
     p_kappa += i_b * kappa_b + i_h * kappa_h + o_k
-    p_a += i_b * a_b + i_h * a_h + o_k
+    p_a += i_b * a_b + i_h * a_h + o_a
     if p_r is not None:
         p_r += i_b * r_b + i_h * r_h + o_k
         p_o += (i_b * length * heads + i_h) * V + o_v

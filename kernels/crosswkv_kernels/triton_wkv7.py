@@ -25,6 +25,7 @@ of 128 B, r w k v kappa a o; forward and backward 20 rows):
                            each way per segment of at least 256 tokens: up to 6,656, 2.6 times the least
 
 What `state_writes` returns is float32 but for the value: 128 B more for each of w, k, kappa, a and their gradients.
+Where w and a are one number per head, as `state` fusion writes them, each of them takes 4 bytes in the place of 256.
 """
 
 import triton
@@ -46,9 +47,28 @@ def load_block(p, o_t, stride_t, o_d, length, D: tl.constexpr):
 
 
 @triton.jit
+def load_rates(p, o_t, stride_t, o_k, length, K: tl.constexpr, WIDTH: tl.constexpr):
+    """The same of w or a, of which a token has K or, `WIDTH` 1, one for all channels of the head."""
+    if WIDTH == K:
+        b_x = load_block(p, o_t, stride_t, o_k, length, K)
+    else:
+        b_x = tl.load(p + o_t * stride_t, mask=o_t < length, other=0.0).to(tl.float32)[:, None]
+    return tl.broadcast_to(b_x, [o_t.shape[0], o_k.shape[0]])
+
+
+@triton.jit
 def store_block(p, o_t, stride_t, o_d, length, D: tl.constexpr, b_x):
     mask = (o_t < length)[:, None] & (o_d < D)[None, :]
     tl.store(p + o_t[:, None] * stride_t + o_d[None, :], b_x, mask=mask)
+
+
+@triton.jit
+def store_rates(p, o_t, heads, o_k, length, K: tl.constexpr, WIDTH: tl.constexpr, b_x):
+    """The gradient of what `load_rates` has loaded; `p` is that of the sequence's first token in this head."""
+    if WIDTH == K:
+        store_block(p, o_t, heads * K, o_k, length, K, b_x)
+    else:
+        tl.store(p + o_t * heads, tl.sum(b_x, axis=1), mask=o_t < length)
 
 
 @triton.jit
@@ -92,12 +112,13 @@ def invert(b_L, PRECISION: tl.constexpr):
 
 @triton.jit
 def load_writes(
-    p_w, p_kappa, p_a, stride_w, stride_kappa, stride_a, o_t, o_k, length, K: tl.constexpr, PRECISION: tl.constexpr,
+    p_w, p_kappa, p_a, stride_w, stride_kappa, stride_a, o_t, o_k, length,
+    K: tl.constexpr, KW: tl.constexpr, KA: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What every pass over a chunk begins with: w and c; A and B; (I + L)^-1."""
-    b_w = load_block(p_w, o_t, stride_w, o_k, length, K)
+    b_w = load_rates(p_w, o_t, stride_w, o_k, length, K, KW)
     b_kappa = load_block(p_kappa, o_t, stride_kappa, o_k, length, K)
-    b_a = load_block(p_a, o_t, stride_a, o_k, length, K)
+    b_a = load_rates(p_a, o_t, stride_a, o_k, length, K, KA)
     b_c = tl.cumsum(b_w, axis=0)
     b_A = b_kappa * tl.exp(b_c - b_w)
     b_B = b_kappa * b_a * tl.exp(-b_c)
@@ -125,8 +146,8 @@ def wkv7_forward_kernel(
     p_r, p_w, p_k, p_v, p_kappa, p_a, p_o, p_start, p_final, p_saved,
     r_b, r_t, r_h, w_b, w_t, w_h, k_b, k_t, k_h, v_b, v_t, v_h, kappa_b, kappa_t, kappa_h, a_b, a_t, a_h,
     length, heads, chunks_per_segment, segments,
-    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BT: tl.constexpr, WIDE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, KW: tl.constexpr, KA: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    BT: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Program (head, block of values, segment): its chunks one after another, the state in registers."""
     blocks = tl.cdiv(V, BV)
@@ -151,7 +172,9 @@ def wkv7_forward_kernel(
         if p_saved is not None:
             store_state(p_saved + (i_bh * chunks + i_c) * V * K, o_v, o_k, V, K, b_S)
         o_t = tokens_of_chunk(i_c, BT, WIDE)
-        b_w, b_c, b_A, b_B, b_X = load_writes(p_w, p_kappa, p_a, w_t, kappa_t, a_t, o_t, o_k, length, K, PRECISION)
+        b_w, b_c, b_A, b_B, b_X = load_writes(
+            p_w, p_kappa, p_a, w_t, kappa_t, a_t, o_t, o_k, length, K, KW, KA, PRECISION
+        )
         b_D = load_block(p_k, o_t, k_t, o_k, length, K) * tl.exp(-b_c)
         b_V = load_block(p_v, o_t, v_t, o_v, length, V)
         b_M = below(tl.dot(b_A, tl.trans(b_D), input_precision=PRECISION), False)
@@ -174,8 +197,8 @@ def wkv7_backward_kernel(
     p_r, p_w, p_k, p_v, p_kappa, p_a, p_do, p_saved, p_dS, p_dr, p_dw, p_dk, p_dv, p_dkappa, p_da,
     r_b, r_t, r_h, w_b, w_t, w_h, k_b, k_t, k_h, v_b, v_t, v_h, kappa_b, kappa_t, kappa_h, a_b, a_t, a_h,
     do_b, do_t, do_h, length, heads, chunks_per_segment, segments,
-    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BT: tl.constexpr, WIDE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, KW: tl.constexpr, KA: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    BT: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Program (head, segment): its chunks from last to first, and in each of them the values in blocks.
 
@@ -193,7 +216,7 @@ def wkv7_backward_kernel(
     p_a += i_b * a_b + i_h * a_h
     p_dS += (i_bh * segments + i_p) * V * K
     p_dv += (i_b * length * heads + i_h) * V
-    o_out = (i_b * length * heads + i_h) * K
+    i_out = i_b * length * heads + i_h
     if p_r is not None:
         p_r += i_b * r_b + i_h * r_h
         p_do += i_b * do_b + i_h * do_h
@@ -201,7 +224,9 @@ def wkv7_backward_kernel(
     for i in range(0, last - first):
         i_c = last - 1 - i
         o_t = tokens_of_chunk(i_c, BT, WIDE)
-        b_w, b_c, b_A, b_B, b_X = load_writes(p_w, p_kappa, p_a, w_t, kappa_t, a_t, o_t, o_k, length, K, PRECISION)
+        b_w, b_c, b_A, b_B, b_X = load_writes(
+            p_w, p_kappa, p_a, w_t, kappa_t, a_t, o_t, o_k, length, K, KW, KA, PRECISION
+        )
         b_D = load_block(p_k, o_t, k_t, o_k, length, K) * tl.exp(-b_c)
         b_M = below(tl.dot(b_A, tl.trans(b_D), input_precision=PRECISION), False)
         b_decay = tl.exp(tl.sum(b_w, axis=0))[None, :]
@@ -257,7 +282,7 @@ def wkv7_backward_kernel(
             b_dD = tl.dot(tl.trans(b_dP), b_R, b_dD, input_precision=PRECISION)
             b_dB = tl.dot(tl.trans(b_dQ), b_R, b_dB, input_precision=PRECISION)
             b_dc += b_dR * b_R
-            store_block(p_dr + o_out, o_t, heads * K, o_k, length, K, b_dR * tl.exp(b_c))
+            store_block(p_dr + i_out * K, o_t, heads * K, o_k, length, K, b_dR * tl.exp(b_c))
         b_dL, b_dM = below(b_dL, False), below(b_dM, False)
         b_dA = tl.dot(b_dM, b_D, b_dA, input_precision=PRECISION)
         b_dA = tl.dot(b_dL, b_B, b_dA, input_precision=PRECISION)
@@ -267,12 +292,12 @@ def wkv7_backward_kernel(
         b_dw_t += tl.cumsum(b_dc, axis=0, reverse=True) - b_dA * b_A  # A holds the decays before its token
         b_dB *= tl.exp(-b_c)
         b_kappa = load_block(p_kappa, o_t, kappa_t, o_k, length, K)  # again, from the cache: registers are short
-        b_a = load_block(p_a, o_t, a_t, o_k, length, K)
-        b_w = load_block(p_w, o_t, w_t, o_k, length, K)
-        store_block(p_dw + o_out, o_t, heads * K, o_k, length, K, b_dw_t)
-        store_block(p_dk + o_out, o_t, heads * K, o_k, length, K, b_dD * tl.exp(-b_c))
-        store_block(p_dkappa + o_out, o_t, heads * K, o_k, length, K, b_dA * tl.exp(b_c - b_w) + b_dB * b_a)
-        store_block(p_da + o_out, o_t, heads * K, o_k, length, K, b_dB * b_kappa)
+        b_a = load_rates(p_a, o_t, a_t, o_k, length, K, KA)
+        b_w = load_rates(p_w, o_t, w_t, o_k, length, K, KW)
+        store_rates(p_dw + i_out * KW, o_t, heads, o_k, length, K, KW, b_dw_t)
+        store_block(p_dk + i_out * K, o_t, heads * K, o_k, length, K, b_dD * tl.exp(-b_c))
+        store_block(p_dkappa + i_out * K, o_t, heads * K, o_k, length, K, b_dA * tl.exp(b_c - b_w) + b_dB * b_a)
+        store_rates(p_da + i_out * KA, o_t, heads, o_k, length, K, KA, b_dB * b_kappa)
 
 
 @triton.jit(do_not_specialize=["length", "heads", "chunks_per_segment", "segments"])
@@ -280,8 +305,8 @@ def wkv7_segments_kernel(
     p_w, p_k, p_v, p_kappa, p_a, p_X, p_Y,
     w_b, w_t, w_h, k_b, k_t, k_h, v_b, v_t, v_h, kappa_b, kappa_t, kappa_h, a_b, a_t, a_h,
     length, heads, chunks_per_segment, segments,
-    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BT: tl.constexpr, WIDE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, KW: tl.constexpr, KA: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    BT: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Program (head, segment): X `[K, K]` and Y `[V, K]`, with which the segment maps a state S to S X + Y.
 
@@ -300,7 +325,9 @@ def wkv7_segments_kernel(
     b_S = tl.zeros((BV, BK), tl.float32)
     for i_c in range(i_p * chunks_per_segment, min((i_p + 1) * chunks_per_segment, tl.cdiv(length, BT))):
         o_t = tokens_of_chunk(i_c, BT, WIDE)
-        b_w, b_c, b_A, b_B, b_X = load_writes(p_w, p_kappa, p_a, w_t, kappa_t, a_t, o_t, o_k, length, K, PRECISION)
+        b_w, b_c, b_A, b_B, b_X = load_writes(
+            p_w, p_kappa, p_a, w_t, kappa_t, a_t, o_t, o_k, length, K, KW, KA, PRECISION
+        )
         b_D = load_block(p_k, o_t, k_t, o_k, length, K) * tl.exp(-b_c)
         b_V = load_block(p_v, o_t, v_t, o_v, length, V)
         b_M = below(tl.dot(b_A, tl.trans(b_D), input_precision=PRECISION), False)
@@ -318,8 +345,8 @@ def wkv7_segments_backward_kernel(
     p_r, p_w, p_kappa, p_a, p_do, p_Y,
     r_b, r_t, r_h, w_b, w_t, w_h, kappa_b, kappa_t, kappa_h, a_b, a_t, a_h, do_b, do_t, do_h,
     length, heads, chunks_per_segment, segments,
-    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BT: tl.constexpr, WIDE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, KW: tl.constexpr, KA: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    BT: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Program (head, segment): Y `[V, K]`, the gradient at the segment's start if that at its end is zero.
 
@@ -337,7 +364,9 @@ def wkv7_segments_backward_kernel(
     first, last = i_p * chunks_per_segment, min((i_p + 1) * chunks_per_segment, tl.cdiv(length, BT))
     for i in range(0, last - first):
         o_t = tokens_of_chunk(last - 1 - i, BT, WIDE)
-        b_w, b_c, b_A, b_B, b_X = load_writes(p_w, p_kappa, p_a, w_t, kappa_t, a_t, o_t, o_k, length, K, PRECISION)
+        b_w, b_c, b_A, b_B, b_X = load_writes(
+            p_w, p_kappa, p_a, w_t, kappa_t, a_t, o_t, o_k, length, K, KW, KA, PRECISION
+        )
         b_R = load_block(p_r, o_t, r_t, o_k, length, K) * tl.exp(b_c)
         b_dO = load_block(p_do, o_t, do_t, o_v, length, V)
         b_Q = below(tl.dot(b_R, tl.trans(b_B), input_precision=PRECISION), True)

@@ -67,16 +67,21 @@ def number_of_segments(sizes: Sizes) -> int:
 
 def strided(*tensors: torch.Tensor | None) -> tuple[list[Any], list[int]]:
     """Tensors `[B, T, H, D]` whose last dimension is contiguous, and their other strides, in a row."""
-    dense = [x if x is None or x.stride(-1) == 1 else x.contiguous() for x in tensors]
+    dense = [x if x is None or x.shape[-1] == 1 or x.stride(-1) == 1 else x.contiguous() for x in tensors]
     return dense, [stride for x in dense for stride in ((0, 0, 0) if x is None else x.stride()[:3])]
 
 
-def chunk_constants(sizes: Sizes, strides: list[int], *tensors: torch.Tensor | None) -> dict[str, Any]:
+def widths_of(sizes: Sizes, w: torch.Tensor, a: torch.Tensor) -> dict[str, int]:
+    """Constants of every kernel that reads tokens: channels of all but `w` and `a`, and of these."""
+    return {"K": sizes.K, "V": sizes.V, "KW": w.shape[-1], "KA": a.shape[-1], "BK": block_size(sizes.K)}
+
+
+def chunk_constants(sizes: Sizes, strides: list[int], r, w, k, v, kappa, a) -> dict[str, Any]:
     """Constants of every kernel that walks over chunks; offsets of 64 bits only where a sequence needs them."""
     largest = max(*strides[1::3], sizes.heads * max(sizes.K, sizes.V))
-    constants = {"K": sizes.K, "V": sizes.V, "BK": block_size(sizes.K), "BT": CHUNK_SIZE}
     wide = (sizes.chunks + 1) * CHUNK_SIZE * largest >= 2**31
-    return {**constants, "WIDE": wide, "PRECISION": dot_precision(*tensors)}
+    precision = dot_precision(r, w, k, v, kappa, a)
+    return {**widths_of(sizes, w, a), "BT": CHUNK_SIZE, "WIDE": wide, "PRECISION": precision}
 
 
 def forward_options(sizes: Sizes, segments: int, precision: str) -> dict[str, int]:
@@ -267,8 +272,8 @@ def wkv7_recurrent_operator(
     BV = min(block_size(sizes.V), 32)
     grid = (sizes.programs * ceil_div(sizes.V, BV),)
     tensors = (r, w, k, v, kappa, a, o if r is not None else None, optional_contiguous(initial_state), final_state)
-    constants = {"K": sizes.K, "V": sizes.V, "BK": block_size(sizes.K), "BV": BV, "num_warps": 4}
-    launch(wkv7_recurrent_kernel, grid, *tensors, *strides, sizes.length, sizes.heads, **constants)
+    options = {**widths_of(sizes, w, a), "BV": BV, "num_warps": 4}
+    launch(wkv7_recurrent_kernel, grid, *tensors, *strides, sizes.length, sizes.heads, **options)
     return o, final_state
 
 
@@ -308,7 +313,6 @@ def wkv7_triton(
     recurrent: bool = False,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """The same function as [`wkv7`]; float32, bfloat16 or float16."""
-    w, a = w.expand(k.shape), a.expand(k.shape)  # the kernels read adjacent channels: one of a head is copied
     if recurrent:
         o, final_state = wkv7_recurrent_operator(r, w, k, v, kappa, a, initial_state)
     else:

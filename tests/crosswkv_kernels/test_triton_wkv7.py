@@ -77,6 +77,23 @@ def test_segments(length, in_segments):
     assert_accurate(make_inputs(length, 16, 48, batch=1, dtype=torch.float32), BARS[torch.float32], mode="chunk")
 
 
+@pytest.mark.parametrize("mode", ["chunk", "recurrent", "segments"])
+@pytest.mark.parametrize("names", [("w", "a"), ("w",), ("a",)], ids=str)
+@pytest.mark.parametrize("size", [(16, 16), (24, 40)], ids=str)
+def test_one_decay_and_rate_for_a_head(size, names, mode, request):
+    if mode == "segments":
+        request.getfixturevalue("in_segments")
+    inputs = make_inputs(35, *size, batch=1, dtype=torch.float32)
+    narrow = {name: inputs[name][..., :1] for name in names}  # adjacent tokens are far apart, nothing is copied
+    expected = run(
+        lambda **x: oracle(**x | {name: x[name].expand_as(x["k"]) for name in names}),
+        {name: x.double() for name, x in (inputs | narrow).items()},
+    )
+    actual = run(partial(triton, mode="chunk" if mode == "segments" else mode), inputs | narrow)
+    errors = {name: relative_rms(actual[name], x, 1 if "state" in name else 2) for name, x in expected.items()}
+    assert max(errors.values()) <= BARS[torch.float32], errors
+
+
 def test_segments_of_a_state_alone(in_segments):
     inputs = make_inputs(77, 16, 24, batch=1, dtype=torch.float32)
     expected = run(lambda **x: oracle(**x)[1:], {name: x.double() for name, x in inputs.items()}, ("final_state",))
