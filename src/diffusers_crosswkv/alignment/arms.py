@@ -60,7 +60,7 @@ class Preset:
             many parameters as the others.
         text_width, text_layers, window: of the text encoder that all arms share, the last in tokens.
         text_steps: of its training, before theirs.
-        steps, batch_size, optimizer, learning_rate, ema_decay: of every training.
+        steps, batch_size, optimizer, learning_rate, ema_decay, mixed_precision: of every training.
         seeds: trainings per main arm; ablations take the first `ablation_seeds`.
         pictures: judged per split and training; `pictures_same` on the split like training.
         sampling_steps, guidance_scale: how they are drawn.
@@ -81,6 +81,7 @@ class Preset:
     optimizer: str
     learning_rate: float
     ema_decay: float
+    mixed_precision: str
     seeds: tuple[int, ...]
     ablation_seeds: tuple[int, ...]
     pictures: int

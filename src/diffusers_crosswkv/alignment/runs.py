@@ -60,6 +60,7 @@ def train_arm(
         optimizer=preset.optimizer,
         learning_rate=preset.learning_rate,
         ema_decay=preset.ema_decay,
+        mixed_precision=preset.mixed_precision,
         caption_dropout=0.1 if arm.reads_text else 1.0,
         checkpointing_steps=min(500, preset.steps),
         checkpoints_to_keep=1,
