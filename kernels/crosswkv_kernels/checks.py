@@ -133,20 +133,20 @@ def shape_of(x: torch.Tensor) -> list[int]:
 
 def check_wkv7(r, w, k, v, kappa, a, initial_state) -> None:
     check_tensors({"r": r, "initial_state": initial_state}, w=w, k=k, v=v, kappa=kappa, a=a)
-    check_dims("[B, T, H, K]", k=k, r=r, w=w, kappa=kappa, a=a)
+    check_dims("[B, T, H, K]", kappa=kappa, r=r, w=w, k=k, a=a)
     check_dims("[B, T, H, V]", v=v)
-    for name, x in (("r", r), ("kappa", kappa)):
-        if x is not None and x.shape != k.shape:
-            raise ValueError(f"`{name}` must have the shape [B, T, H, K] of `k`, got {shape_of(x)} and {shape_of(k)}.")
-    for name, x in (("w", w), ("a", a)):
-        if x.shape not in (k.shape, (*k.shape[:3], 1)):
+    of = f"of `kappa`, got {{}} and {shape_of(kappa)}."
+    if r is not None and r.shape != kappa.shape:
+        raise ValueError(f"`r` must have the shape [B, T, H, K] {of.format(shape_of(r))}")
+    for name, x in (("w", w), ("k", k), ("a", a)):
+        if x.shape not in (kappa.shape, (*kappa.shape[:3], 1)):
             raise ValueError(
-                f"`{name}` must have the shape [B, T, H, K] of `k` or, one for a head, [B, T, H, 1], "
-                f"got {shape_of(x)} and {shape_of(k)}."
+                f"`{name}` must be [B, T, H, K] or, one number for a head, [B, T, H, 1], with the sizes "
+                + of.format(shape_of(x))
             )
-    if v.shape[:3] != k.shape[:3]:
-        raise ValueError(f"`v` must be [B, T, H, V] with the B, T and H of `k`, got {shape_of(v)} and {shape_of(k)}.")
-    batch_size, _, num_heads, head_dim = k.shape
+    if v.shape[:3] != kappa.shape[:3]:
+        raise ValueError(f"`v` must be [B, T, H, V] with the B, T and H {of.format(shape_of(v))}")
+    batch_size, _, num_heads, head_dim = kappa.shape
     expected = (batch_size, num_heads, v.shape[-1], head_dim)
     if initial_state is not None and initial_state.shape != expected:
         raise ValueError(

@@ -12,7 +12,7 @@ mid-chunk: a step decays by at most exp(-0.6065), so 64 steps stay within e^(+-1
 
 import torch
 
-from .reference import compute_dtype, zero_state
+from .reference import compute_dtype, whole_keys, zero_state
 
 CHUNK_SIZE = 64
 
@@ -31,7 +31,7 @@ def wkv7_chunked(
     """The same function as [`wkv7`]; work is batched over chunks, only the state goes through them one by one."""
     dtype, output_dtype = compute_dtype(r, w, k, v, kappa, a, initial_state), v.dtype
     length = k.shape[1]
-    state = zero_state(k, v, dtype) if initial_state is None else initial_state.to(dtype)
+    state = zero_state(kappa, v, dtype) if initial_state is None else initial_state.to(dtype)
     if length == 0:
         return None if r is None else torch.zeros_like(v), state if output_final_state or r is None else None
 
@@ -44,6 +44,7 @@ def wkv7_chunked(
         return x.unflatten(2, (num_chunks, size))
 
     w, k, v, kappa, a = (chunks(x) for x in (w, k, v, kappa, a))
+    k = whole_keys(k, kappa)
     c = w.cumsum(-2)
     middle = c[..., size // 2, None, :].detach()  # any constant gives the same result: no gradient
     before, after = (c - w - middle).exp(), (c - middle).exp()

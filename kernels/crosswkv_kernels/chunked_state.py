@@ -9,13 +9,15 @@ With `X = (I + L)^-1`, `W = X A`, `Y = X M V` and all factors relative to mid-ch
     S_0 = S e^middle        U = Y + W S_0^T        S_next = (S_0 + V^T K - U^T B) e^(c_last - middle)
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 
+from . import chunked_multiples
 from .chunked import wkv7_chunked
 from .elementwise import Write
-from .reference import compute_dtype, zero_state
+from .reference import compute_dtype, whole_keys, zero_state
 
 STATE_CHUNK_SIZE = 32  # of 16 to 64 the fastest: larger ones spend more on triangles, smaller ones on their number
 TOKENS_AT_ONCE = 8192  # of all sequences and heads together, on a CPU: 2 MiB per tensor for heads of 64
@@ -30,6 +32,8 @@ def final_state_chunked(
     initial_state: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The state `[B, H, V, K]` of [`wkv7`] without receptance; as many derivatives as one likes."""
+    if not are_multiples(Write(w, k, v, kappa, a)):
+        k = whole_keys(k, kappa)
     return FinalState.apply(w, k, v, kappa, a, initial_state)  # type: ignore[no-any-return]
 
 
@@ -38,26 +42,29 @@ class FinalState(torch.autograd.Function):
     def forward(ctx, w, k, v, kappa, a, initial_state):
         ctx.save_for_backward(w, k, v, kappa, a, initial_state)
         write, dtype = Write(w, k, v, kappa, a), compute_dtype(w, k, v, kappa, a, initial_state)
-        state = zero_state(k, v, dtype) if initial_state is None else initial_state.to(dtype, copy=True)
-        for heads in blocks_of_heads(k):
+        pass_through, _ = algebra_of(write)
+        state = zero_state(kappa, v, dtype) if initial_state is None else initial_state.to(dtype, copy=True)
+        for heads in blocks_of_heads(kappa):
             part = Write(*(in_chunks(x[:, :, heads], dtype) for x in write))
-            state[:, heads] = pass_chunks(part, state[:, heads].flatten(0, 1)).ends[-1].view_as(state[:, heads])
+            passed = pass_through(part, state[:, heads].flatten(0, 1))
+            state[:, heads] = passed.ends[-1].view_as(state[:, heads])
         return state
 
     @staticmethod
     def backward(ctx, d_state):
-        *write, initial_state = ctx.saved_tensors
+        *tensors, initial_state = ctx.saved_tensors
         if torch.is_grad_enabled():  # this gradient shall have one itself
             return derivable_gradients(ctx.saved_tensors, ctx.needs_input_grad, d_state)
-        k, dtype = write[1], d_state.dtype
+        write, dtype = Write(*tensors), d_state.dtype
+        pass_through, go_back = algebra_of(write)
         gradients = [x.new_empty(x.shape) for x in write]
         d_start = torch.empty_like(d_state)
-        for heads in blocks_of_heads(k):
+        for heads in blocks_of_heads(write.kappa):
             part = Write(*(in_chunks(x[:, :, heads], dtype) for x in write))
             shape = d_state[:, heads].shape
             start = d_state.new_zeros(shape) if initial_state is None else initial_state[:, heads].to(dtype)
-            passed = pass_chunks(part, start.flatten(0, 1))
-            *parts, d_part = gradients_of_chunks(part, passed, d_state[:, heads].flatten(0, 1))
+            passed = pass_through(part, start.flatten(0, 1))
+            *parts, d_part = go_back(part, passed, d_state[:, heads].flatten(0, 1))
             d_start[:, heads] = d_part.view(shape)
             for gradient, of_chunks in zip(gradients, parts, strict=True):
                 put_chunks(gradient[:, :, heads], of_chunks)
@@ -74,9 +81,21 @@ def derivable_gradients(inputs, needed, d_state: torch.Tensor) -> tuple[torch.Te
     return tuple(next(found) if need else None for need in needed)
 
 
-def blocks_of_heads(k: torch.Tensor) -> list[slice]:
-    batch_size, length, heads, _ = k.shape
-    step = max(1, TOKENS_AT_ONCE // max(1, batch_size * length)) if k.device.type == "cpu" else max(1, heads)
+def are_multiples(write: Write) -> bool:
+    """Whether decay, rate and key are one number per head: then `chunked_multiples` has less to do."""
+    return write.kappa.shape[-1] > 1 and all(x.shape[-1] == 1 for x in (write.w, write.k, write.a))
+
+
+def algebra_of(write: Write) -> tuple[Callable[..., Any], Callable[..., tuple[torch.Tensor, ...]]]:
+    """What passes the chunks, and what finds the gradients."""
+    if are_multiples(write):
+        return chunked_multiples.pass_chunks, chunked_multiples.gradients_of_chunks
+    return pass_chunks, gradients_of_chunks
+
+
+def blocks_of_heads(kappa: torch.Tensor) -> list[slice]:
+    batch_size, length, heads, _ = kappa.shape
+    step = max(1, TOKENS_AT_ONCE // max(1, batch_size * length)) if kappa.device.type == "cpu" else max(1, heads)
     return [slice(i, min(i + step, heads)) for i in range(0, heads, step)]
 
 

@@ -18,7 +18,7 @@ class Write(NamedTuple):
     """What a sequence of tokens writes: the arguments of [`wkv7`] besides the receptance."""
 
     w: torch.Tensor  # [B, T, H, K], or [B, T, H, 1]: one for all channels of a head
-    k: torch.Tensor  # [B, T, H, K]
+    k: torch.Tensor  # [B, T, H, K], or [B, T, H, 1]: what kappa is multiplied by
     v: torch.Tensor  # [B, T, H, V]
     kappa: torch.Tensor  # [B, T, H, K]
     a: torch.Tensor  # [B, T, H, K] or [B, T, H, 1]
@@ -59,9 +59,18 @@ def state_writes(
         mixed = torch.lerp(value.to(dtype), first_value.to(dtype), torch.sigmoid(value_share.to(dtype)))
         value = mixed.to(value.dtype)
     key = map_features(heads(kept(key.to(dtype))), feature_map)  # of zeros: zeros
-    kappa = F.normalize(key if k_k is None else key * heads(k_k.to(dtype)), dim=-1)  # (11)
-    key = key * (1 + (a - 1) * heads(k_a.to(dtype)))
-    return Write(heads(w), key, heads(kept(value)), kappa, a)  # (12)
+    share = 1 + (a - 1) * heads(k_a.to(dtype))  # (11)
+    if keys_are_multiples(rate, k_k, num_heads):
+        size = torch.linalg.vector_norm(key, dim=-1, keepdim=True)
+        k, kappa = size * share, key / size.clamp_min(1e-12)
+    else:
+        k, kappa = key * share, F.normalize(key if k_k is None else key * heads(k_k.to(dtype)), dim=-1)
+    return Write(heads(w), k, heads(kept(value)), kappa, a)  # (12)
+
+
+def keys_are_multiples(rate: torch.Tensor, k_k: torch.Tensor | None, num_heads: int) -> bool:
+    """Whether both keys of a token have one direction, in each head."""
+    return k_k is None and rate.shape[-1] == num_heads
 
 
 def state_readout(

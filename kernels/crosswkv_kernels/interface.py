@@ -54,7 +54,7 @@ def wkv7(
         w: **log** decay `[B, T, H, K]`, `-exp(-0.5) * sigmoid(.)`, so in (-0.60653, 0]; 0 keeps everything. Below
             -0.60653 chunks lose accuracy, and below -5 they overflow; the range is not checked. `[B, T, H, 1]` is one
             decay for all channels of a head.
-        k: replacement key `[B, T, H, K]`.
+        k: replacement key `[B, T, H, K]`; or `[B, T, H, 1]`, what the removal key is multiplied by to be it.
         v: value `[B, T, H, V]`; V may differ from K.
         kappa: removal key `[B, T, H, K]`, of L2 norm 1 over K, or 0 at tokens that shall do nothing.
         a: in-context learning rate `[B, T, H, K]` or, one for a head, `[B, T, H, 1]`; in (0, 1), up to 2 gives the
@@ -86,7 +86,7 @@ def wkv7(
     """
     check_wkv7(r, w, k, v, kappa, a, initial_state)
     tensors = (r, w, k, v, kappa, a, initial_state)
-    chosen = choose_scan_backend(mode, backend, tensors, (k.shape[3], v.shape[3]))
+    chosen = choose_scan_backend(mode, backend, tensors, (kappa.shape[3], v.shape[3]))
     run: Callable[..., tuple[torch.Tensor | None, torch.Tensor | None]]
     if chosen == "triton":
         trained = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
@@ -182,7 +182,9 @@ def state_writes(
 
     Returns:
         `Write(w, k, v, kappa, a)`, `[B, T, H, K]`, `v` `[B, T, H, V]`, and `w` and `a` `[B, T, H, 1]` if each head
-        has one. `v` has the dtype of `value`, the others are float32 (float64 if an input is).
+        has one. If it has one rate, and `k_k` is None, both keys have one direction: then `k` too is `[B, T, H, 1]`,
+        what `kappa` is multiplied by, as [`wkv7`] takes it. `v` has the dtype of `value`, the others are float32
+        (float64 if an input is).
 
     Raises:
         TypeError: an argument is no floating point tensor, or the mask is not boolean.

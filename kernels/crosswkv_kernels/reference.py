@@ -19,7 +19,8 @@ def wkv7_reference(
     It computes in float32 at least, in float64 if any input is float64, and backpropagates by autograd.
     """
     dtype = compute_dtype(r, w, k, v, kappa, a, initial_state)
-    S = zero_state(k, v, dtype) if initial_state is None else initial_state.to(dtype)
+    S = zero_state(kappa, v, dtype) if initial_state is None else initial_state.to(dtype)
+    k = whole_keys(k.to(dtype), kappa.to(dtype))
     outputs = []
     for t in range(k.shape[1]):
         w_t, k_t, kappa_t, a_t = (x[:, t].to(dtype).unsqueeze(-2) for x in (w, k, kappa, a))  # [B, H, 1, K]
@@ -37,6 +38,11 @@ def compute_dtype(*tensors: torch.Tensor | None) -> torch.dtype:
     return torch.float64 if any(x is not None and x.dtype == torch.float64 for x in tensors) else torch.float32
 
 
-def zero_state(k: torch.Tensor, v: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    batch_size, _, num_heads, head_dim = k.shape
-    return torch.zeros(batch_size, num_heads, v.shape[-1], head_dim, dtype=dtype, device=k.device)
+def zero_state(kappa: torch.Tensor, v: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    batch_size, _, num_heads, head_dim = kappa.shape
+    return torch.zeros(batch_size, num_heads, v.shape[-1], head_dim, dtype=dtype, device=kappa.device)
+
+
+def whole_keys(k: torch.Tensor, kappa: torch.Tensor) -> torch.Tensor:
+    """Replacement keys `[..., K]`, from multiples `[..., 1]` of the removal keys too."""
+    return k if k.shape[-1] == kappa.shape[-1] else k * kappa

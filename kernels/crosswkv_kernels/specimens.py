@@ -84,8 +84,8 @@ def scan_readout_specimen(K: int, V: int, dtype: torch.dtype) -> None:
 def scan_specimens(key_dim: int = 64, value_dim: int = 64, dtypes: Iterable[torch.dtype] = DTYPES) -> list[Launch]:
     """The same for the recurrence: a short text, a long sequence in segments, and token by token.
 
-    Heads whose keys are products of as many channels as their values have, those of `state` fusion, have one decay and
-    one rate.
+    Heads whose keys are products of as many channels as their values have, those of `state` fusion, have one decay,
+    one rate and one size of keys.
 
     Raises:
         RuntimeError: nothing records launches.
@@ -106,7 +106,7 @@ def scan_specimens(key_dim: int = 64, value_dim: int = 64, dtypes: Iterable[torc
 
 def scan_inputs(length: int, K: int, V: int, rates: int, dtype: torch.dtype) -> list[torch.Tensor]:
     """r, w, k, v, kappa, a."""
-    widths = (K, rates, K, V, K, rates)
+    widths = (K, rates, rates, V, K, rates)
     return [tensor(BATCH, length, HEADS, width, dtype=dtype) for width in widths]
 
 

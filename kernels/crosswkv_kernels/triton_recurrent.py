@@ -14,7 +14,8 @@ def wkv7_recurrent_kernel(
     p_r, p_w, p_k, p_v, p_kappa, p_a, p_o, p_start, p_final,
     r_b, r_t, r_h, w_b, w_t, w_h, k_b, k_t, k_h, v_b, v_t, v_h, kappa_b, kappa_t, kappa_h, a_b, a_t, a_h,
     length, heads,
-    K: tl.constexpr, V: tl.constexpr, KW: tl.constexpr, KA: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, KW: tl.constexpr, KK: tl.constexpr, KA: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
     """Program (head, block of values); the state `[BV, BK]` stays in registers, no matrix product."""
     blocks = tl.cdiv(V, BV)
@@ -22,10 +23,9 @@ def wkv7_recurrent_kernel(
     i_b, i_h = i_bh // heads, i_bh % heads
     o_k, o_v = tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
-    o_w = o_k if KW == K else tl.zeros_like(o_k)  # one decay for all channels of a head is loaded for each of them
-    o_a = o_k if KA == K else tl.zeros_like(o_k)
+    o_w, o_kk, o_a = o_k % KW, o_k % KK, o_k % KA  # one number for all channels of a head is loaded for each of them
     p_w += i_b * w_b + i_h * w_h + o_w
-    p_k += i_b * k_b + i_h * k_h + o_k
+    p_k += i_b * k_b + i_h * k_h + o_kk
     p_v += i_b * v_b + i_h * v_h + o_v
     p_kappa += i_b * kappa_b + i_h * kappa_h + o_k
     p_a += i_b * a_b + i_h * a_h + o_a
@@ -41,6 +41,8 @@ def wkv7_recurrent_kernel(
         b_k = tl.load(p_k, mask=m_k, other=0.0).to(tl.float32)
         b_v = tl.load(p_v, mask=m_v, other=0.0).to(tl.float32)
         b_kappa = tl.load(p_kappa, mask=m_k, other=0.0).to(tl.float32)
+        if KK < K:  # a multiple of the removal key
+            b_k *= b_kappa
         b_a = tl.load(p_a, mask=m_k, other=0.0).to(tl.float32)
         b_removed = tl.sum(b_S * b_kappa[None, :], axis=1)
         b_S = b_S * tl.exp(b_w)[None, :] - b_removed[:, None] * (b_a * b_kappa)[None, :]

@@ -25,7 +25,8 @@ of 128 B, r w k v kappa a o; forward and backward 20 rows):
                            each way per segment of at least 256 tokens: up to 6,656, 2.6 times the least
 
 What `state_writes` returns is float32 but for the value: 128 B more for each of w, k, kappa, a and their gradients.
-Where w and a are one number per head, as `state` fusion writes them, each of them takes 4 bytes in the place of 256.
+Where w, a and, as a multiple of kappa, k are one number per head, as `state` fusion writes them, each of them takes 4
+bytes in the place of 256.
 """
 
 import triton
@@ -48,12 +49,21 @@ def load_block(p, o_t, stride_t, o_d, length, D: tl.constexpr):
 
 @triton.jit
 def load_rates(p, o_t, stride_t, o_k, length, K: tl.constexpr, WIDTH: tl.constexpr):
-    """The same of w or a, of which a token has K or, `WIDTH` 1, one for all channels of the head."""
+    """The same of what a token has K of or, `WIDTH` 1, one for all channels of the head."""
     if WIDTH == K:
         b_x = load_block(p, o_t, stride_t, o_k, length, K)
     else:
         b_x = tl.load(p + o_t * stride_t, mask=o_t < length, other=0.0).to(tl.float32)[:, None]
     return tl.broadcast_to(b_x, [o_t.shape[0], o_k.shape[0]])
+
+
+@triton.jit
+def load_keys(p, o_t, stride_t, o_k, length, p_kappa, stride_kappa, K: tl.constexpr, KK: tl.constexpr):
+    """Replacement keys; with `KK` 1 they are multiples of the removal keys, which are loaded again, from the cache."""
+    b_k = load_rates(p, o_t, stride_t, o_k, length, K, KK)
+    if KK < K:
+        b_k *= load_block(p_kappa, o_t, stride_kappa, o_k, length, K)
+    return b_k
 
 
 @triton.jit
@@ -146,8 +156,8 @@ def wkv7_forward_kernel(
     p_r, p_w, p_k, p_v, p_kappa, p_a, p_o, p_start, p_final, p_saved,
     r_b, r_t, r_h, w_b, w_t, w_h, k_b, k_t, k_h, v_b, v_t, v_h, kappa_b, kappa_t, kappa_h, a_b, a_t, a_h,
     length, heads, chunks_per_segment, segments,
-    K: tl.constexpr, V: tl.constexpr, KW: tl.constexpr, KA: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    BT: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, KW: tl.constexpr, KK: tl.constexpr, KA: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, BT: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Program (head, block of values, segment): its chunks one after another, the state in registers."""
     blocks = tl.cdiv(V, BV)
@@ -175,7 +185,7 @@ def wkv7_forward_kernel(
         b_w, b_c, b_A, b_B, b_X = load_writes(
             p_w, p_kappa, p_a, w_t, kappa_t, a_t, o_t, o_k, length, K, KW, KA, PRECISION
         )
-        b_D = load_block(p_k, o_t, k_t, o_k, length, K) * tl.exp(-b_c)
+        b_D = load_keys(p_k, o_t, k_t, o_k, length, p_kappa, kappa_t, K, KK) * tl.exp(-b_c)
         b_V = load_block(p_v, o_t, v_t, o_v, length, V)
         b_M = below(tl.dot(b_A, tl.trans(b_D), input_precision=PRECISION), False)
         b_U = removed_values(b_A, b_S, b_M, b_V, b_X, PRECISION)
@@ -197,8 +207,8 @@ def wkv7_backward_kernel(
     p_r, p_w, p_k, p_v, p_kappa, p_a, p_do, p_saved, p_dS, p_dr, p_dw, p_dk, p_dv, p_dkappa, p_da,
     r_b, r_t, r_h, w_b, w_t, w_h, k_b, k_t, k_h, v_b, v_t, v_h, kappa_b, kappa_t, kappa_h, a_b, a_t, a_h,
     do_b, do_t, do_h, length, heads, chunks_per_segment, segments,
-    K: tl.constexpr, V: tl.constexpr, KW: tl.constexpr, KA: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    BT: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, KW: tl.constexpr, KK: tl.constexpr, KA: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, BT: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Program (head, segment): its chunks from last to first, and in each of them the values in blocks.
 
@@ -227,7 +237,7 @@ def wkv7_backward_kernel(
         b_w, b_c, b_A, b_B, b_X = load_writes(
             p_w, p_kappa, p_a, w_t, kappa_t, a_t, o_t, o_k, length, K, KW, KA, PRECISION
         )
-        b_D = load_block(p_k, o_t, k_t, o_k, length, K) * tl.exp(-b_c)
+        b_D = load_keys(p_k, o_t, k_t, o_k, length, p_kappa, kappa_t, K, KK) * tl.exp(-b_c)
         b_M = below(tl.dot(b_A, tl.trans(b_D), input_precision=PRECISION), False)
         b_decay = tl.exp(tl.sum(b_w, axis=0))[None, :]
         b_dA = tl.zeros((BT, BK), tl.float32)
@@ -295,8 +305,13 @@ def wkv7_backward_kernel(
         b_a = load_rates(p_a, o_t, a_t, o_k, length, K, KA)
         b_w = load_rates(p_w, o_t, w_t, o_k, length, K, KW)
         store_rates(p_dw + i_out * KW, o_t, heads, o_k, length, K, KW, b_dw_t)
-        store_block(p_dk + i_out * K, o_t, heads * K, o_k, length, K, b_dD * tl.exp(-b_c))
-        store_block(p_dkappa + i_out * K, o_t, heads * K, o_k, length, K, b_dA * tl.exp(b_c - b_w) + b_dB * b_a)
+        b_dk = b_dD * tl.exp(-b_c)
+        b_dkappa = b_dA * tl.exp(b_c - b_w) + b_dB * b_a
+        if KK < K:
+            b_dkappa += b_dk * load_rates(p_k, o_t, k_t, o_k, length, K, KK)
+            b_dk *= b_kappa
+        store_rates(p_dk + i_out * KK, o_t, heads, o_k, length, K, KK, b_dk)
+        store_block(p_dkappa + i_out * K, o_t, heads * K, o_k, length, K, b_dkappa)
         store_rates(p_da + i_out * KA, o_t, heads, o_k, length, K, KA, b_dB * b_kappa)
 
 
@@ -305,8 +320,8 @@ def wkv7_segments_kernel(
     p_w, p_k, p_v, p_kappa, p_a, p_X, p_Y,
     w_b, w_t, w_h, k_b, k_t, k_h, v_b, v_t, v_h, kappa_b, kappa_t, kappa_h, a_b, a_t, a_h,
     length, heads, chunks_per_segment, segments,
-    K: tl.constexpr, V: tl.constexpr, KW: tl.constexpr, KA: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    BT: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, KW: tl.constexpr, KK: tl.constexpr, KA: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, BT: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Program (head, segment): X `[K, K]` and Y `[V, K]`, with which the segment maps a state S to S X + Y.
 
@@ -328,7 +343,7 @@ def wkv7_segments_kernel(
         b_w, b_c, b_A, b_B, b_X = load_writes(
             p_w, p_kappa, p_a, w_t, kappa_t, a_t, o_t, o_k, length, K, KW, KA, PRECISION
         )
-        b_D = load_block(p_k, o_t, k_t, o_k, length, K) * tl.exp(-b_c)
+        b_D = load_keys(p_k, o_t, k_t, o_k, length, p_kappa, kappa_t, K, KK) * tl.exp(-b_c)
         b_V = load_block(p_v, o_t, v_t, o_v, length, V)
         b_M = below(tl.dot(b_A, tl.trans(b_D), input_precision=PRECISION), False)
         b_U = removed_values(b_A, b_S, b_M, b_V, b_X, PRECISION)
@@ -345,8 +360,8 @@ def wkv7_segments_backward_kernel(
     p_r, p_w, p_kappa, p_a, p_do, p_Y,
     r_b, r_t, r_h, w_b, w_t, w_h, kappa_b, kappa_t, kappa_h, a_b, a_t, a_h, do_b, do_t, do_h,
     length, heads, chunks_per_segment, segments,
-    K: tl.constexpr, V: tl.constexpr, KW: tl.constexpr, KA: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    BT: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, KW: tl.constexpr, KK: tl.constexpr, KA: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, BT: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Program (head, segment): Y `[V, K]`, the gradient at the segment's start if that at its end is zero.
 

@@ -6,6 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .elementwise import keys_are_multiples
 from .feature_maps import number_of_features
 from .triton_blocks import (
     empty_gradient,
@@ -49,13 +50,13 @@ def kept(p_mask, i_b, o_t, m_t, s_mask_b, s_mask_t):
 
 # A token and a head, K = V = 64, 16 bits in: decay, rate, key 384 bytes, the four float32 outputs 1,024; value,
 # first value, share and v 512 more with a value residual, value and v 256 with a mask alone. With `quadratic`, K = 64,
-# V = 16 and one decay and rate for a head: 36 bytes in, 520 out, and 128 or 64 for the values.
+# V = 16, one decay and rate for a head and no k_k: 36 bytes in, 268 out, and 128 or 64 for the values.
 @triton.jit
 def writes_forward(
     p_decay, p_rate, p_key, p_value, p_first, p_share, p_k_k, p_k_a, p_mask, p_w, p_k, p_v, p_kappa, p_a,
     s_decay_b, s_decay_t, s_rate_b, s_rate_t, s_key_b, s_key_t, s_value_b, s_value_t, s_first_b, s_first_t,
     s_share_b, s_share_t, s_mask_b, s_mask_t, T, H,
-    N: tl.constexpr, K: tl.constexpr, V: tl.constexpr, KW: tl.constexpr, KA: tl.constexpr,
+    N: tl.constexpr, K: tl.constexpr, V: tl.constexpr, KW: tl.constexpr, KK: tl.constexpr, KA: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BT: tl.constexpr, MAP: tl.constexpr,
 ):  # fmt: skip
     i_h = tl.program_id(1)
@@ -64,11 +65,10 @@ def writes_forward(
     i_row = i_b * T + o_t
 
     o_k, m_k, o_n, o_partner = feature_columns(i_h, N, BN, tl.arange(0, BK))
-    o_w, o_a = i_h * KW + o_k % KW, i_h * KA + o_k % KA  # of a head or of each channel
+    o_w, o_kk, o_a = i_h * KW + o_k % KW, i_h * KK + o_k % KK, i_h * KA + o_k % KA  # of a head or of each channel
     m = m_t[:, None] & m_k[None, :]
     m_in = m_kept[:, None] & m_k[None, :]
-    m_w, m_a = m & (o_k < KW)[None, :], m & (o_k < KA)[None, :]
-    o_out = packed(i_row, H * K, i_h * K + o_k)
+    m_w, m_kk, m_a = m & (o_k < KW)[None, :], m & (o_k < KK)[None, :], m & (o_k < KA)[None, :]
     b_decay = load(p_decay, offsets(i_b, o_t, s_decay_b, s_decay_t, o_w), m_in)
     tl.store(p_w + packed(i_row, H * KW, o_w), tl.where(m_in, tl.sigmoid(b_decay) * -MOST_DECAY, 0), mask=m_w)  # (8)
     b_rate = load(p_rate, offsets(i_b, o_t, s_rate_b, s_rate_t, o_a), m_in)
@@ -76,10 +76,11 @@ def writes_forward(
     b_x, b_partner = load_channels(p_key, i_b, o_t, s_key_b, s_key_t, o_n, o_partner, m_in, MAP)
     b_key = features(b_x, b_partner, o_k, N, BN, MAP)
     b_kappa = b_key * load_or_one(p_k_k, i_h * K + o_k, m_k)[None, :]  # (11)
-    b_norm = tl.maximum(tl.sqrt(tl.sum(b_kappa * b_kappa, 1)), TINY)
-    tl.store(p_kappa + o_out, b_kappa / b_norm[:, None], mask=m)
-    b_k_a = load(p_k_a, o_a, m_k)[None, :]
-    tl.store(p_k + o_out, b_key * (1 - tl.sigmoid(-b_rate) * b_k_a), mask=m)
+    b_norm = tl.sqrt(tl.sum(b_kappa * b_kappa, 1))[:, None]
+    tl.store(p_kappa + packed(i_row, H * K, i_h * K + o_k), b_kappa / tl.maximum(b_norm, TINY), mask=m)
+    b_k = 1 - tl.sigmoid(-b_rate) * load(p_k_a, o_a, m_k)[None, :]
+    b_k *= b_key if KK == K else b_norm
+    tl.store(p_k + packed(i_row, H * KK, o_kk), b_k, mask=m_kk)
 
     if p_value is not None:
         m_v = tl.arange(0, BV) < V
@@ -109,7 +110,7 @@ def writes_backward(
     s_dw_b, s_dw_t, s_dk_b, s_dk_t, s_dv_b, s_dv_t, s_dkappa_b, s_dkappa_t, s_da_b, s_da_t,
     s_decay_b, s_decay_t, s_rate_b, s_rate_t, s_key_b, s_key_t, s_value_b, s_value_t, s_first_b, s_first_t,
     s_share_b, s_share_t, s_mask_b, s_mask_t, T, H,
-    N: tl.constexpr, K: tl.constexpr, V: tl.constexpr, KW: tl.constexpr, KA: tl.constexpr,
+    N: tl.constexpr, K: tl.constexpr, V: tl.constexpr, KW: tl.constexpr, KK: tl.constexpr, KA: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BT: tl.constexpr, MAP: tl.constexpr,
 ):  # fmt: skip
     i_h = tl.program_id(1)
@@ -118,7 +119,7 @@ def writes_backward(
     i_row = i_b * T + o_t
 
     o_k, m_k, o_n, o_partner = feature_columns(i_h, N, BN, tl.arange(0, BK))
-    o_w, o_a, o_kt = i_h * KW + o_k % KW, i_h * KA + o_k % KA, i_h * K + o_k
+    o_w, o_kk, o_a, o_kt = i_h * KW + o_k % KW, i_h * KK + o_k % KK, i_h * KA + o_k % KA, i_h * K + o_k
     m = m_t[:, None] & m_k[None, :]
     m_in = m_kept[:, None] & m_k[None, :]
     m_w, m_a = m & (o_k < KW)[None, :], m & (o_k < KA)[None, :]
@@ -131,7 +132,12 @@ def writes_backward(
     b_key = features(b_x, b_partner, o_k, N, BN, MAP)
     b_k_k = load_or_one(p_k_k, o_kt, m_k)[None, :]
     b_k_a = load(p_k_a, o_a, m_k)[None, :]
-    b_dk = load(p_dk, offsets(i_b, o_t, s_dk_b, s_dk_t, o_kt), m_in)
+    b_norm = tl.sqrt(tl.sum(b_key * b_k_k * (b_key * b_k_k), 1))
+    b_scale = 1 / tl.maximum(b_norm, TINY)
+    b_kappa = b_key * b_k_k * b_scale[:, None]
+    b_dk = load(p_dk, offsets(i_b, o_t, s_dk_b, s_dk_t, o_kk), m_in)
+    if KK < K:  # of the features, through their norm
+        b_dk *= b_kappa
     b_rate = load(p_rate, offsets(i_b, o_t, s_rate_b, s_rate_t, o_a), m_in)
     b_rest = tl.sigmoid(-b_rate)  # 1 - a
     b_da = b_dk * b_key * b_k_a
@@ -142,9 +148,6 @@ def writes_backward(
     b_da += load(p_da, offsets(i_b, o_t, s_da_b, s_da_t, o_a), m_in)
     tl.store(p_drate + packed(i_row, H * KA, o_a), b_da * tl.sigmoid(b_rate) * b_rest, mask=m_a)
 
-    b_norm = tl.sqrt(tl.sum(b_key * b_k_k * (b_key * b_k_k), 1))
-    b_scale = 1 / tl.maximum(b_norm, TINY)
-    b_kappa = b_key * b_k_k * b_scale[:, None]
     b_dkappa = load(p_dkappa, offsets(i_b, o_t, s_dkappa_b, s_dkappa_t, o_kt), m_in)
     b_along = tl.where(b_norm >= TINY, tl.sum(b_dkappa * b_kappa, 1), 0)  # a smaller norm is a constant there
     b_dkey = key_gradient(b_dk, b_dkappa, b_key, b_k_k, 1 - b_rest * b_k_a, b_along, b_scale)
@@ -154,10 +157,14 @@ def writes_backward(
         b_y = load(p_key, offsets(i_b, o_t, s_key_b, s_key_t, o_back_n), m_in)
         b_rest_back = tl.sigmoid(-load(p_rate, offsets(i_b, o_t, s_rate_b, s_rate_t, o_ba), m_in))
         b_kept_back = 1 - b_rest_back * load(p_k_a, o_ba, m_k)[None, :]
+        b_key_back = features(b_y, b_x, o_k, N, BN, MAP)
+        b_dk_back = load(p_dk, offsets(i_b, o_t, s_dk_b, s_dk_t, i_h * KK + o_back % KK), m_in)
+        if KK < K:
+            b_dk_back *= b_key_back * b_scale[:, None]
         b_dback = key_gradient(
-            load(p_dk, offsets(i_b, o_t, s_dk_b, s_dk_t, o_back_t), m_in),
+            b_dk_back,
             load(p_dkappa, offsets(i_b, o_t, s_dkappa_b, s_dkappa_t, o_back_t), m_in),
-            features(b_y, b_x, o_k, N, BN, MAP),
+            b_key_back,
             load_or_one(p_k_k, o_back_t, m_k)[None, :],
             b_kept_back, b_along, b_scale,
         )  # fmt: skip
@@ -196,6 +203,7 @@ def constants_of(
     value: torch.Tensor | None,
     decay: torch.Tensor,
     rate: torch.Tensor,
+    k_k: torch.Tensor | None,
     num_heads: int,
     feature_map: str,
 ) -> dict[str, Any]:
@@ -204,7 +212,9 @@ def constants_of(
     V = constants["K"] if value is None else value.shape[2] // num_heads
     BV = triton.next_power_of_2(V)
     KW, KA = (x.shape[2] // num_heads for x in (decay, rate))
-    return constants | {"V": V, "KW": KW, "KA": KA, "BV": BV, "BT": tokens_per_block(max(constants["BK"], BV))}
+    KK = 1 if keys_are_multiples(rate, k_k, num_heads) else constants["K"]
+    BT = tokens_per_block(max(constants["BK"], BV))
+    return constants | {"V": V, "KW": KW, "KK": KK, "KA": KA, "BV": BV, "BT": BT}
 
 
 @torch.library.custom_op("crosswkv::state_writes", mutates_args=())
@@ -221,10 +231,13 @@ def state_writes(
     num_heads: int,
     feature_map: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """w, k, v, kappa and a, heads not yet apart: w as wide as decay, a as rate, v empty if value is None."""
+    """w, k, v, kappa and a, heads not yet apart: w as wide as decay, a as rate, v empty if value is None.
+
+    k is `[B, T, H]` where `keys_are_multiples`.
+    """
     outputs = empty_writes(decay, rate, key, value, first_value, value_share, k_k, k_a, mask, num_heads, feature_map)
     batch_size, length, _ = key.shape
-    constants = constants_of(key, value, decay, rate, num_heads, feature_map)
+    constants = constants_of(key, value, decay, rate, k_k, num_heads, feature_map)
     streams = [optional_rows(x) for x in (decay, rate, key, value, first_value, value_share)]
     tensors = (*streams, optional_contiguous(k_k), k_a.contiguous(), mask, *outputs)
     grid = (batch_size * triton.cdiv(length, constants["BT"]), num_heads)
@@ -236,7 +249,8 @@ def state_writes(
 @state_writes.register_fake
 def empty_writes(decay, rate, key, value, first_value, value_share, k_k, k_a, mask, num_heads, feature_map):
     of_features = (*key.shape[:2], number_of_features(feature_map, key.shape[2]))
-    shapes = (decay.shape, of_features, of_features, rate.shape)
+    of_keys = rate.shape if keys_are_multiples(rate, k_k, num_heads) else of_features
+    shapes = (decay.shape, of_keys, of_features, rate.shape)
     w, k, kappa, a = (key.new_empty(shape, dtype=torch.float32) for shape in shapes)
     return w, k, key.new_empty(0) if value is None else value.new_empty(value.shape), kappa, a
 
@@ -264,7 +278,7 @@ def state_writes_backward(
     inputs = (decay, rate, key, value, first_value, value_share, k_k, k_a)
     gradients = [empty_gradient(x, key) for x in inputs]
     batch_size, length, _ = key.shape
-    constants = constants_of(key, value, decay, rate, num_heads, feature_map)
+    constants = constants_of(key, value, decay, rate, k_k, num_heads, feature_map)
     num_blocks = batch_size * triton.cdiv(length, constants["BT"])
     factors = [x for x in (k_k, k_a) if x is not None]
     parts = [x.new_empty(num_blocks, *x.shape, dtype=torch.float32) for x in factors]

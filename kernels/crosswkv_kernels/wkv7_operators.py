@@ -47,8 +47,8 @@ class Sizes(NamedTuple):
         return self.batch_size * self.heads
 
 
-def sizes_of(k: torch.Tensor, v: torch.Tensor) -> Sizes:
-    batch_size, length, heads, head_dim = k.shape
+def sizes_of(kappa: torch.Tensor, v: torch.Tensor) -> Sizes:
+    batch_size, length, heads, head_dim = kappa.shape
     return Sizes(batch_size, length, heads, head_dim, v.shape[-1])
 
 
@@ -71,9 +71,10 @@ def strided(*tensors: torch.Tensor | None) -> tuple[list[Any], list[int]]:
     return dense, [stride for x in dense for stride in ((0, 0, 0) if x is None else x.stride()[:3])]
 
 
-def widths_of(sizes: Sizes, w: torch.Tensor, a: torch.Tensor) -> dict[str, int]:
-    """Constants of every kernel that reads tokens: channels of all but `w` and `a`, and of these."""
-    return {"K": sizes.K, "V": sizes.V, "KW": w.shape[-1], "KA": a.shape[-1], "BK": block_size(sizes.K)}
+def widths_of(sizes: Sizes, w: torch.Tensor, k: torch.Tensor, a: torch.Tensor) -> dict[str, int]:
+    """Constants of every kernel that reads tokens: the sizes of heads, and how many of `w`, `k` and `a` one has."""
+    own = {name: x.shape[-1] for name, x in (("KW", w), ("KK", k), ("KA", a))}
+    return {"K": sizes.K, "V": sizes.V, **own, "BK": block_size(sizes.K)}
 
 
 def chunk_constants(sizes: Sizes, strides: list[int], r, w, k, v, kappa, a) -> dict[str, Any]:
@@ -81,7 +82,7 @@ def chunk_constants(sizes: Sizes, strides: list[int], r, w, k, v, kappa, a) -> d
     largest = max(*strides[1::3], sizes.heads * max(sizes.K, sizes.V))
     wide = (sizes.chunks + 1) * CHUNK_SIZE * largest >= 2**31
     precision = dot_precision(r, w, k, v, kappa, a)
-    return {**widths_of(sizes, w, a), "BT": CHUNK_SIZE, "WIDE": wide, "PRECISION": precision}
+    return {**widths_of(sizes, w, k, a), "BT": CHUNK_SIZE, "WIDE": wide, "PRECISION": precision}
 
 
 def forward_options(sizes: Sizes, segments: int, precision: str) -> dict[str, int]:
@@ -108,8 +109,8 @@ def wkv7_operator(
     """Output (empty without `r`), final state, and for the backward, if `save`: states `[B, H, chunks, V, K]` at the
     starts of chunks and, if there is more than one segment, the segments' transitions `[B, H, segments, K, K]`.
     """
-    sizes = sizes_of(k, v)
-    o, final_state, saved, transitions = empty_results(r, k, v, segments, save)
+    sizes = sizes_of(kappa, v)
+    o, final_state, saved, transitions = empty_results(r, kappa, v, segments, save)
     (r, w, k, v, kappa, a), strides = strided(r, w, k, v, kappa, a)
     constants = chunk_constants(sizes, strides, r, w, k, v, kappa, a)
     per_segment = ceil_div(sizes.chunks, segments)
@@ -151,20 +152,20 @@ def pass_through_segments(sizes, start, transitions, added, constants, reverse: 
     return passed
 
 
-def empty_results(r, k, v, segments: int, save: bool) -> tuple[torch.Tensor, ...]:
-    sizes = sizes_of(k, v)
+def empty_results(r, kappa, v, segments: int, save: bool) -> tuple[torch.Tensor, ...]:
+    sizes = sizes_of(kappa, v)
     o = v.new_empty(v.shape if r is not None else (0,))
     state = (sizes.batch_size, sizes.heads)
-    final_state = k.new_empty((*state, sizes.V, sizes.K), dtype=torch.float32)
-    saved = k.new_empty((*state, sizes.chunks, sizes.V, sizes.K) if save else (0,), dtype=torch.float32)
+    final_state = kappa.new_empty((*state, sizes.V, sizes.K), dtype=torch.float32)
+    saved = kappa.new_empty((*state, sizes.chunks, sizes.V, sizes.K) if save else (0,), dtype=torch.float32)
     kept = save and segments > 1
-    transitions = k.new_empty(transitions_shape(sizes, segments) if kept else (0,), dtype=torch.float32)
+    transitions = kappa.new_empty(transitions_shape(sizes, segments) if kept else (0,), dtype=torch.float32)
     return o, final_state, saved, transitions
 
 
 @wkv7_operator.register_fake
 def _(r, w, k, v, kappa, a, initial_state, segments, save):
-    return empty_results(r, k, v, segments, save)
+    return empty_results(r, kappa, v, segments, save)
 
 
 @custom_op("crosswkv::wkv7_backward", mutates_args=())
@@ -182,7 +183,7 @@ def wkv7_backward_operator(
     segments: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of r (empty without), w, k, v, kappa, a and the initial state."""
-    sizes = sizes_of(k, v)
+    sizes = sizes_of(kappa, v)
     reads = r is not None and d_o is not None
     if not reads:
         d_r, r, d_o = zeros_or_empty(r, k), None, None
@@ -226,7 +227,7 @@ def ends_of_segments(sizes, tensors, strides, end, transitions, constants) -> to
 @wkv7_backward_operator.register_fake
 def _(d_o, d_final, r, w, k, v, kappa, a, saved, transitions, segments):
     d_r = k.new_empty(0) if r is None else r.new_empty(r.shape)
-    d_start = saved.new_empty(k.shape[0], k.shape[2], v.shape[-1], k.shape[-1])
+    d_start = saved.new_empty(kappa.shape[0], kappa.shape[2], v.shape[-1], kappa.shape[-1])
     return d_r, *(x.new_empty(x.shape) for x in (w, k, v, kappa, a)), d_start
 
 
@@ -266,20 +267,20 @@ def wkv7_recurrent_operator(
     initial_state: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Output (empty without `r`) and final state, token by token."""
-    sizes = sizes_of(k, v)
-    o, final_state, _, _ = empty_results(r, k, v, 1, False)
+    sizes = sizes_of(kappa, v)
+    o, final_state, _, _ = empty_results(r, kappa, v, 1, False)
     (r, w, k, v, kappa, a), strides = strided(r, w, k, v, kappa, a)
     BV = min(block_size(sizes.V), 32)
     grid = (sizes.programs * ceil_div(sizes.V, BV),)
     tensors = (r, w, k, v, kappa, a, o if r is not None else None, optional_contiguous(initial_state), final_state)
-    options = {**widths_of(sizes, w, a), "BV": BV, "num_warps": 4}
+    options = {**widths_of(sizes, w, k, a), "BV": BV, "num_warps": 4}
     launch(wkv7_recurrent_kernel, grid, *tensors, *strides, sizes.length, sizes.heads, **options)
     return o, final_state
 
 
 @wkv7_recurrent_operator.register_fake
 def _(r, w, k, v, kappa, a, initial_state):
-    return empty_results(r, k, v, 1, False)[:2]
+    return empty_results(r, kappa, v, 1, False)[:2]
 
 
 def save_inputs(ctx, inputs, output) -> None:
@@ -290,7 +291,7 @@ def save_inputs(ctx, inputs, output) -> None:
 def recurrent_backward(ctx, d_o, d_final):
     """In chunks: the states inside are computed again."""
     *inputs, initial_state = ctx.saved_tensors
-    segments = number_of_segments(sizes_of(inputs[2], inputs[3]))
+    segments = number_of_segments(sizes_of(inputs[4], inputs[3]))
     _, _, saved, transitions = wkv7_operator(*inputs, initial_state, segments, True)
     d_r, *rest = wkv7_backward_operator(d_o, d_final, *inputs, saved, transitions, segments)
     *d_writes, d_start = rest
@@ -319,6 +320,6 @@ def wkv7_triton(
         tensors = (r, w, k, v, kappa, a, initial_state)
         save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
         # an exported program serves other lengths too: nothing in it may depend on this one
-        segments = 1 if torch.compiler.is_exporting() else number_of_segments(sizes_of(k, v))
+        segments = 1 if torch.compiler.is_exporting() else number_of_segments(sizes_of(kappa, v))
         o, final_state, _, _ = wkv7_operator(r, w, k, v, kappa, a, initial_state, segments, save)
     return None if r is None else o, final_state if output_final_state or r is None else None

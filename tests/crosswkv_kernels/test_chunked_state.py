@@ -51,7 +51,7 @@ def test_some_gradients_and_strided_arguments():
         torch.testing.assert_close(got, expected)
 
 
-@pytest.mark.parametrize("of_heads", [(), ("w", "a")], ids=str)
+@pytest.mark.parametrize("of_heads", [(), ("w", "a"), ("w", "k", "a")], ids=str)
 def test_gradients_have_gradients(of_heads):
     tensors = arguments(batch_size=1, length=33, heads=1, K=2, V=1)
     for name in of_heads:

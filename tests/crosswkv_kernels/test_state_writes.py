@@ -70,7 +70,7 @@ def oracle(
     norm = z.square().sum(-1, keepdim=True)
     norm = torch.where(norm > 0, norm, 1).sqrt() * (norm > 0)  # of a zero: 0, and no gradient
     kappa = z / torch.where(norm > 1e-12, norm, 1e-12)
-    k = key * (1 + (a - 1) * k_a)
+    k = (norm if k_k is None and a.shape[-1] == 1 else key) * (1 + (a - 1) * k_a)  # what kappa is multiplied by
     results = (w, k, v, kappa, a)
     return results if mask is None else tuple(torch.where(mask[:, :, None, None], x, 0) for x in results)
 
@@ -133,9 +133,12 @@ def test_products(channels, backend, dtype):
 
 @pytest.mark.parametrize(("backend", "dtype"), [("chunked", torch.float64), ("triton", torch.float32)], ids=str)
 @pytest.mark.parametrize("feature_map", ["identity", "quadratic"])
-@pytest.mark.parametrize("of_heads", [("decay",), ("rate", "k_a"), ("k_k",)], ids=str)
+@pytest.mark.parametrize("of_heads", [("decay",), ("rate", "k_a"), ("k_k",), ("rate", "k_a", "k_k")], ids=str)
 def test_what_heads_have_once(of_heads, feature_map, backend, dtype):
-    """Each of decay and rate, with its `k_a`, is one per head or per feature; a missing `k_k` is one."""
+    """Each of decay and rate, with its `k_a`, is one per head or per feature; a missing `k_k` is one.
+
+    With one rate for a head and no `k_k`, so is the size of k.
+    """
     inputs = make_inputs(9, 24, 16, dtype=dtype)
     if feature_map == "quadratic":
         inputs["key"] = inputs["key"][..., : HEADS * 6]

@@ -78,15 +78,16 @@ def test_segments(length, in_segments):
 
 
 @pytest.mark.parametrize("mode", ["chunk", "recurrent", "segments"])
-@pytest.mark.parametrize("names", [("w", "a"), ("w",), ("a",)], ids=str)
+@pytest.mark.parametrize("names", [("w", "a"), ("w",), ("k",), ("a",), ("w", "k", "a")], ids=str)
 @pytest.mark.parametrize("size", [(16, 16), (24, 40)], ids=str)
-def test_one_decay_and_rate_for_a_head(size, names, mode, request):
+def test_one_number_for_a_head(size, names, mode, request):
     if mode == "segments":
         request.getfixturevalue("in_segments")
     inputs = make_inputs(35, *size, batch=1, dtype=torch.float32)
     narrow = {name: inputs[name][..., :1] for name in names}  # adjacent tokens are far apart, nothing is copied
+    ones = torch.ones_like(inputs["kappa"])
     expected = run(
-        lambda **x: oracle(**x | {name: x[name].expand_as(x["k"]) for name in names}),
+        lambda **x: oracle(**x | {name: x[name] * (x["kappa"] if name == "k" else ones) for name in names}),
         {name: x.double() for name, x in (inputs | narrow).items()},
     )
     actual = run(partial(triton, mode="chunk" if mode == "segments" else mode), inputs | narrow)

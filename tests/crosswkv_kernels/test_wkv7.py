@@ -80,9 +80,9 @@ def test_gradcheck(length, fast):
 
 
 @pytest.mark.parametrize("backend", ["reference", "chunked", "triton"])
-@pytest.mark.parametrize("names", [("w", "a"), ("w",), ("a",)], ids=str)
+@pytest.mark.parametrize("names", [("w", "a"), ("w",), ("a",), ("k",), ("w", "k", "a")], ids=str)
 @pytest.mark.parametrize("reads", [True, False])
-def test_one_decay_and_rate_for_a_head(reads, names, backend):
+def test_one_number_for_a_head(reads, names, backend):
     inputs = make_inputs(77, 16, 24, dtype=torch.float32)
     inputs |= {name: inputs[name][..., :1].clone() for name in names}
     if not reads:
@@ -90,7 +90,8 @@ def test_one_decay_and_rate_for_a_head(reads, names, backend):
     shape = inputs["k"].shape
 
     def function(scan, **x):
-        x |= {name: x[name].expand(shape) for name in names} if scan is wkv7_reference else {}
+        if scan is wkv7_reference:
+            x |= {name: x[name] * (x["kappa"] if name == "k" else torch.ones(shape)) for name in names}
         return scan(**x, output_final_state=True)
 
     actual = run_all(partial(function, partial(wkv7, backend=backend)), inputs)
@@ -303,9 +304,9 @@ def test_chunked_has_no_loop_over_tokens():
         ({"mode": "chunk", "backend": "reference"}, ValueError, "`backend='reference'` has no mode 'chunk'"),
         *(
             ({name: torch.zeros(2, 5, 3, 17)}, ValueError, rf"`{name}` must .*\[B, T, H, K\].* got \[2, 5, 3, 17\]")
-            for name in ("r", "w", "kappa", "a")
+            for name in ("r", "w", "k", "a")
         ),
-        ({"k": torch.zeros(2, 5, 3, 17)}, ValueError, r"\[B, T, H, K\] of `k`, got .* and \[2, 5, 3, 17\]"),
+        ({"kappa": torch.zeros(2, 5, 3, 17)}, ValueError, r"of `kappa`, got \[2, 5, 3, 16\] and \[2, 5, 3, 17\]"),
         ({"k": torch.zeros(2, 5, 16)}, ValueError, r"`k` must be \[B, T, H, K\], got \[2, 5, 16\]"),
         ({"v": torch.zeros(2, 5, 48)}, ValueError, r"`v` must be \[B, T, H, V\], got \[2, 5, 48\]"),
         ({"v": torch.zeros(2, 5, 4, 32)}, ValueError, r"`v` must be \[B, T, H, V\] .* got \[2, 5, 4, 32\]"),

@@ -63,7 +63,7 @@ def scan_layers(
     layers = [attn.crosswkv for _, attentions in blocks for attn in attentions]
     scans: dict[tuple[int, int], list[int]] = {}
     for i, write in enumerate(writes):
-        scans.setdefault((write.v.shape[-1], write.k.shape[-1]), []).append(i)
+        scans.setdefault((write.v.shape[-1], write.kappa.shape[-1]), []).append(i)
     states: dict[int, torch.Tensor] = {}
     for numbers in scans.values():
         joined = Write(*(torch.cat(parts, dim=2) for parts in zip(*(writes[i] for i in numbers), strict=True)))

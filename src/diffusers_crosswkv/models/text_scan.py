@@ -14,7 +14,7 @@ def turn_backward(write: Write, backward_heads: int) -> Write:
     """The last `backward_heads` heads get their tokens in reversed order."""
     if backward_heads == 0:
         return write
-    forward = write.k.shape[2] - backward_heads
+    forward = write.kappa.shape[2] - backward_heads
     return Write(*(torch.cat((x[:, :, :forward], x[:, :, forward:].flip(1)), dim=2) for x in write))
 
 
@@ -28,10 +28,9 @@ def scan_text(write: Write, initial_state: torch.Tensor | None = None) -> torch.
 def backward_transitions(write: Write, backward_heads: int) -> torch.Tensor:
     """`[B, backward_heads, K, K]`: what a text's tokens multiply a state by that a backward head brings to it."""
     w, k, _, kappa, a = (x[:, :, x.shape[2] - backward_heads :] for x in write)
-    batch_size, _, heads, head_dim = k.shape
+    batch_size, _, heads, head_dim = kappa.shape
     start = torch.eye(head_dim, device=k.device).expand(batch_size, heads, -1, -1)
-    nothing = torch.zeros_like(k)
-    return scan_text(Write(w, nothing, nothing, kappa, a), start)
+    return scan_text(Write(w, torch.zeros_like(k), torch.zeros_like(kappa), kappa, a), start)
 
 
 def start_of_continuation(earlier: torch.Tensor, backward_heads: int) -> torch.Tensor:
