@@ -154,6 +154,7 @@ def test_reading_without_gradients_is_reading(channels, normed, gated, monkeypat
     inputs = inputs if normed else without_norm(inputs)
     expected = oracle(**inputs, feature_map="quadratic")
     monkeypatch.setattr(quadratic_read, "FEATURES_AT_ONCE", 4 * 2 * HEADS * 4 * channels)
+    monkeypatch.setattr(quadratic_read, "ALIGNMENT", 1)
     o = state_readout(**inputs, eps=EPS, feature_map="quadratic")
     assert relative_rms(o, expected) <= 1e-12
     weights = {name: x.requires_grad_() for name, x in inputs.items() if x is not None and "norm" in name}
