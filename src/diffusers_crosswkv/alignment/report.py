@@ -176,7 +176,7 @@ def capacity_table(results: Results) -> str:
         ]
         for layer, head_dim in layers
     ]
-    return markdown(["layer, one head", *(f"{n} facts" for n in facts)], rows)
+    return markdown(["layer, numbers of its state", *(f"{n} facts" for n in facts)], rows)
 
 
 def matching(recalls: list[Row], layer: str, head_dim: int, facts: int) -> list[Row]:
