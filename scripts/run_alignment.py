@@ -2,7 +2,8 @@
 
     python scripts/run_alignment.py --preset small [--jobs 2] [--arms softmax state] [--report-only]
 
-Everything is kept in runs/alignment/<preset>; Ctrl-C stops and saves, the same command goes on.
+Everything is kept in runs/alignment/<preset>; Ctrl-C stops and saves, the same command goes on. Only the text encoder,
+a minute or two at the beginning, starts again.
 """
 
 import argparse

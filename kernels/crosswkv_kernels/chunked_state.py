@@ -32,8 +32,9 @@ def final_state_chunked(
     initial_state: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The state `[B, H, V, K]` of [`wkv7`] without receptance; as many derivatives as one likes."""
-    if not are_multiples(Write(w, k, v, kappa, a)):
-        k = whole_keys(k, kappa)
+    if not are_multiples(Write(w, k, v, kappa, a)) and k.shape != kappa.shape:
+        dtype = compute_dtype(w, k, v, kappa, a, initial_state)
+        k = whole_keys(k.to(dtype), kappa.to(dtype))
     return FinalState.apply(w, k, v, kappa, a, initial_state)  # type: ignore[no-any-return]
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from .feature_maps import QUADRATIC, map_features
 from .quadratic_read import can_read, read_quadratic
-from .reference import compute_dtype
+from .reference import compute_dtype, whole_keys
 
 
 class Write(NamedTuple):
@@ -22,6 +22,11 @@ class Write(NamedTuple):
     v: torch.Tensor  # [B, T, H, V]
     kappa: torch.Tensor  # [B, T, H, K]
     a: torch.Tensor  # [B, T, H, K] or [B, T, H, 1]
+
+    @property
+    def keys(self) -> torch.Tensor:
+        """The replacement keys, `[B, T, H, K]` always."""
+        return whole_keys(self.k, self.kappa)
 
 
 def token_shift_mix(x: torch.Tensor, mu: torch.Tensor, previous: torch.Tensor | None) -> torch.Tensor:
@@ -60,7 +65,7 @@ def state_writes(
         value = mixed.to(value.dtype)
     key = map_features(heads(kept(key.to(dtype))), feature_map)  # of zeros: zeros
     share = 1 + (a - 1) * heads(k_a.to(dtype))  # (11)
-    if keys_are_multiples(rate, k_k, num_heads):
+    if keys_are_multiples(rate, k_k, num_heads, key.shape[-1]):
         size = torch.linalg.vector_norm(key, dim=-1, keepdim=True)
         k, kappa = size * share, key / size.clamp_min(1e-12)
     else:
@@ -68,9 +73,9 @@ def state_writes(
     return Write(heads(w), k, heads(kept(value)), kappa, a)  # (12)
 
 
-def keys_are_multiples(rate: torch.Tensor, k_k: torch.Tensor | None, num_heads: int) -> bool:
-    """Whether both keys of a token have one direction, in each head."""
-    return k_k is None and rate.shape[-1] == num_heads
+def keys_are_multiples(rate: torch.Tensor, k_k: torch.Tensor | None, num_heads: int, head_dim: int) -> bool:
+    """Whether `k` is a number per head: both keys of a token have one direction there, and more than one feature."""
+    return k_k is None and rate.shape[-1] == num_heads and head_dim > 1
 
 
 def state_readout(

@@ -183,8 +183,8 @@ def state_writes(
     Returns:
         `Write(w, k, v, kappa, a)`, `[B, T, H, K]`, `v` `[B, T, H, V]`, and `w` and `a` `[B, T, H, 1]` if each head
         has one. If it has one rate, and `k_k` is None, both keys have one direction: then `k` too is `[B, T, H, 1]`,
-        what `kappa` is multiplied by, as [`wkv7`] takes it. `v` has the dtype of `value`, the others are float32
-        (float64 if an input is).
+        what `kappa` is multiplied by, as [`wkv7`] takes it; `write.keys` are whole keys always. `v` has the dtype of
+        `value`, the others are float32 (float64 if an input is).
 
     Raises:
         TypeError: an argument is no floating point tensor, or the mask is not boolean.
@@ -264,7 +264,7 @@ def scan_readout(
 
     Args:
         o: `[B, R, H, V]`, from [`wkv7`]; R <= T. Behind its end `o` and the bonus are zero, so `y = norm_bias * gate`.
-        r, k: receptance and replacement key of the scan, `[B, R, H, K]`.
+        r, k: receptance and replacement key of the scan, `[B, R, H, K]`; `keys` of what [`state_writes`] returns.
         v: its value `[B, R, H, V]`.
         r_k: `[H, K]`.
         norm_weight, norm_bias: `[H * V]`, or None, both, for no normalisation.

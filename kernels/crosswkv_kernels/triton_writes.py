@@ -212,7 +212,7 @@ def constants_of(
     V = constants["K"] if value is None else value.shape[2] // num_heads
     BV = triton.next_power_of_2(V)
     KW, KA = (x.shape[2] // num_heads for x in (decay, rate))
-    KK = 1 if keys_are_multiples(rate, k_k, num_heads) else constants["K"]
+    KK = 1 if keys_are_multiples(rate, k_k, num_heads, constants["K"]) else constants["K"]
     BT = tokens_per_block(max(constants["BK"], BV))
     return constants | {"V": V, "KW": KW, "KK": KK, "KA": KA, "BV": BV, "BT": BT}
 
@@ -249,7 +249,8 @@ def state_writes(
 @state_writes.register_fake
 def empty_writes(decay, rate, key, value, first_value, value_share, k_k, k_a, mask, num_heads, feature_map):
     of_features = (*key.shape[:2], number_of_features(feature_map, key.shape[2]))
-    of_keys = rate.shape if keys_are_multiples(rate, k_k, num_heads) else of_features
+    multiples = keys_are_multiples(rate, k_k, num_heads, of_features[2] // num_heads)
+    of_keys = rate.shape if multiples else of_features
     shapes = (decay.shape, of_keys, of_features, rate.shape)
     w, k, kappa, a = (key.new_empty(shape, dtype=torch.float32) for shape in shapes)
     return w, k, key.new_empty(0) if value is None else value.new_empty(value.shape), kappa, a

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from crosswkv_kernels import state_writes
+from crosswkv_kernels import state_writes, wkv7
 from generators import seeded
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -70,7 +70,8 @@ def oracle(
     norm = z.square().sum(-1, keepdim=True)
     norm = torch.where(norm > 0, norm, 1).sqrt() * (norm > 0)  # of a zero: 0, and no gradient
     kappa = z / torch.where(norm > 1e-12, norm, 1e-12)
-    k = (norm if k_k is None and a.shape[-1] == 1 else key) * (1 + (a - 1) * k_a)  # what kappa is multiplied by
+    multiples = k_k is None and a.shape[-1] == 1 and key.shape[-1] > 1
+    k = (norm if multiples else key) * (1 + (a - 1) * k_a)  # what kappa is multiplied by, or the key
     results = (w, k, v, kappa, a)
     return results if mask is None else tuple(torch.where(mask[:, :, None, None], x, 0) for x in results)
 
@@ -145,6 +146,19 @@ def test_what_heads_have_once(of_heads, feature_map, backend, dtype):
     for name in of_heads:
         inputs[name] = None if name == "k_k" else inputs[name][..., :HEADS]
     assert_accurate(inputs, backend, dtype, feature_map=feature_map)
+
+
+@BOTH
+@pytest.mark.parametrize("channels", [1, 2])
+def test_keys_make_the_same_state_whether_they_are_multiples_or_not(channels, backend):
+    """Of one channel too, where a key is more than its size: it has a sign."""
+    inputs = make_inputs(9, channels, 4, dtype=torch.float32)
+    inputs |= {name: inputs[name][..., :HEADS] for name in ("rate", "k_a")} | {"k_k": None}
+    ones = torch.ones(HEADS * channels)
+    few, many = (state_writes(**inputs | {"k_k": x}, backend=backend) for x in (None, ones))
+    assert few.k.shape[-1] == 1
+    torch.testing.assert_close(few.keys, many.keys)
+    torch.testing.assert_close(wkv7(None, *few)[1], wkv7(None, *many)[1])
 
 
 @pytest.mark.parametrize(("backend", "dtype"), [("chunked", torch.float64), ("triton", torch.float32)], ids=str)

@@ -176,7 +176,7 @@ def capacity_table(results: Results) -> str:
         ]
         for layer, head_dim in layers
     ]
-    return markdown(["layer, numbers of its state", *(f"{n} facts" for n in facts)], rows)
+    return markdown(["layer, width or numbers of its state", *(f"{n} facts" for n in facts)], rows)
 
 
 def matching(recalls: list[Row], layer: str, head_dim: int, facts: int) -> list[Row]:
@@ -195,7 +195,7 @@ def write_report(preset_name: str, folder: Path, target: Path) -> str:
     """Write `rows.jsonl`, `report.md`, plots and pictures of all finished trainings to `target`; returns the summary.
 
     Raises:
-        FileNotFoundError: no training is finished.
+        FileNotFoundError: there are no rows at all.
     """
     preset = PRESETS[preset_name]
     rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/rows/*.json"))]
@@ -327,7 +327,7 @@ def tables_page(preset_name: str, results: Results) -> str:
 def training_table(trainings: list[Row]) -> str:
     header = ["arm", "seed", "parameters", "trained", "steps", "batch", "seconds", "date", "torch"]
     keys = ["arm", "seed", "parameters", "trained_parameters", "steps", "batch_size", "seconds", "date", "torch"]
-    return markdown(header, [[str(row[key]) for key in keys] for row in trainings])
+    return markdown(header, [[str(row.get(key, "")) for key in keys] for row in trainings])
 
 
 def draw_plots(results: Results, target: Path) -> None:

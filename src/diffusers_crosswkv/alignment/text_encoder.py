@@ -4,9 +4,9 @@ Trained along with each arm, what it started from decided more than the kind of 
 those of large models do: to make of a caption what the scene behind it can be told from.
 """
 
-import shutil
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ from .arms import Preset, scene_tokenizer
 from .runs import row_path
 
 NAMES = (tuple(COLOURS), SHAPES, SIZES)  # class 0 is "nothing there"
+WEIGHTS = "weights"
 HEAD_DIM = 16
 QUERIES = 4  # per cell of the grid
 LAYERS = 2  # of the reader
@@ -92,16 +93,16 @@ def untrained_text_encoder(preset: Preset) -> CLIPTextModel:
 
 def shared_text_encoder(preset: Preset, folder: Path, progress: bool = True) -> CLIPTextModel:
     """Load the text encoder of all arms from `folder`, where it is trained first if it is not there."""
-    weights = folder / "weights"
-    if not weights.exists():
+    if not (folder / WEIGHTS).exists():
         train_text_encoder(preset, folder, progress)
-    return CLIPTextModel.from_pretrained(weights)
+    return CLIPTextModel.from_pretrained(folder / WEIGHTS)
 
 
 def train_text_encoder(preset: Preset, folder: Path, progress: bool = True) -> None:
     """Captions like those of training to scenes; a caption that does not say all leaves the rest to chance.
 
-    Leaves weights, written whole or not at all, and a row with the mean loss of the last tenth of the steps.
+    Leaves weights, written whole or not at all, and a row with the mean loss of the last tenth of the steps. It takes
+    a part of an arm's time; interrupted, it starts again.
     """
     text_encoder, tokenizer = untrained_text_encoder(preset), scene_tokenizer(preset.window)
     reader = SceneReader(preset.text_width, GRIDS[preset.resolution] ** 2)
@@ -130,8 +131,12 @@ def train_text_encoder(preset: Preset, folder: Path, progress: bool = True) -> N
         "seconds": round(time.perf_counter() - start, 1),
         **environment(device),
     }
-    unfinished = folder / "weights-unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    text_encoder.cpu().save_pretrained(unfinished)
     write_json(row_path(folder, "training"), about)
-    unfinished.rename(folder / "weights")
+    with TemporaryDirectory(dir=folder) as unfinished:
+        weights = Path(unfinished, WEIGHTS)
+        text_encoder.cpu().save_pretrained(weights)
+        try:
+            weights.rename(folder / WEIGHTS)
+        except OSError:
+            if not (folder / WEIGHTS).exists():  # else another process was first, with equal weights
+                raise

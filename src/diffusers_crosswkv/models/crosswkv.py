@@ -268,8 +268,7 @@ class CrossWKV(nn.Module):
             assert state is not None
             observer(state)
         assert self.gate_lora is not None
-        keys = write.k if write.k.shape == write.kappa.shape else write.k * write.kappa
-        return self.norm(output, receptance, keys, write.v, self.gate_lora(x_g)), value
+        return self.norm(output, receptance, write.keys, write.v, self.gate_lora(x_g)), value
 
 
 def read_alone(

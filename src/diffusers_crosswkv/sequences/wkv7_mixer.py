@@ -64,7 +64,7 @@ class WKV7Mixer(nn.Module):
         receptance = self.to_q(x).unflatten(-1, (self.num_heads, -1))
         write = self.write(x)
         output, _ = wkv7(receptance, *write, initial_state=self.first_state(x))
-        return self.to_out(self.norm(output, receptance, write.k, write.v, self.gate_lora(x)))
+        return self.to_out(self.norm(output, receptance, write.keys, write.v, self.gate_lora(x)))
 
     def states(self, x: torch.Tensor) -> torch.Tensor:
         """The state behind every token, `[B, T, H, V, K]`."""

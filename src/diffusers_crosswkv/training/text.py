@@ -43,14 +43,12 @@ def merges_of(tokenizer: Tokenizer) -> list[tuple[str, str]]:
     return [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
 
 
-def make_text_encoder(
-    tokenizer: CLIPTokenizer, hidden_size: int, num_layers: int, mlp_width: int | None = None
-) -> CLIPTextModel:
-    """An untrained CLIPTextModel for `tokenizer`, with heads of 16 numbers; its MLP is 4 times as wide by default."""
+def make_text_encoder(tokenizer: CLIPTokenizer, hidden_size: int, num_layers: int) -> CLIPTextModel:
+    """An untrained CLIPTextModel for `tokenizer`, with heads of 16 numbers and MLPs 4 times as wide as the rest."""
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,
-        intermediate_size=mlp_width or 4 * hidden_size,
+        intermediate_size=4 * hidden_size,
         num_hidden_layers=num_layers,
         num_attention_heads=max(hidden_size // 16, 1),
         projection_dim=hidden_size,

@@ -1,17 +1,21 @@
+import copy
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
-from diffusers_crosswkv.alignment.runs import row_path
-from diffusers_crosswkv.alignment.suite import SMALL, SMOKE, folder_of, run_job
+from diffusers_crosswkv.alignment.arms import MAIN_ARMS
+from diffusers_crosswkv.alignment.runs import row_path, train_arm
+from diffusers_crosswkv.alignment.suite import SMALL, SMOKE, text_encoder_of
 from diffusers_crosswkv.alignment.text_encoder import (
     NAMES,
     SceneReader,
     SigmoidReading,
     facts_of,
     shared_text_encoder,
+    untrained_text_encoder,
 )
 from diffusers_crosswkv.data.scenes import Scene, SceneObject
 
@@ -48,8 +52,7 @@ def test_it_is_trained_once_and_shared(tmp_path):
     time = row_path(tmp_path, "training").stat().st_mtime_ns
     second = shared_text_encoder(SMOKE, tmp_path, progress=False)
     assert row_path(tmp_path, "training").stat().st_mtime_ns == time
-    pairs = zip(first.parameters(), second.parameters(), strict=True)
-    assert all(torch.equal(a, b) for a, b in pairs)
+    assert alike(first, second)
 
 
 def test_an_interrupted_training_leaves_no_weights(tmp_path, monkeypatch):
@@ -74,9 +77,31 @@ def test_it_learns_what_captions_say(tmp_path):
     assert row["loss"] < 3.4
 
 
-def test_arms_take_the_one_in_the_folder_and_leave_it_as_it_is(tmp_path):
-    run_job("smoke", tmp_path, "softmax", 0, progress=False)
-    weights = folder_of(tmp_path, "text encoder", 0) / "weights"
-    before = {path.name: path.read_bytes() for path in weights.iterdir()}
-    run_job("smoke", tmp_path, "state", 0, progress=False)
-    assert before == {path.name: path.read_bytes() for path in weights.iterdir()}
+def test_two_processes_may_train_it_at_once(tmp_path, monkeypatch):
+    first = shared_text_encoder(SMOKE, tmp_path, progress=False)
+    monkeypatch.setattr(Path, "exists", lambda path: path.name != "weights" or len(renames) > 0)
+    renames = []
+    rename = Path.rename
+    monkeypatch.setattr(Path, "rename", lambda path, target: (renames.append(target), rename(path, target))[1])
+    second = shared_text_encoder(SMOKE, tmp_path, progress=False)
+    assert renames == [tmp_path / "weights"]
+    assert alike(first, second)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rows", "weights"]
+
+
+def test_it_is_trained(tmp_path):
+    assert not alike(shared_text_encoder(SMOKE, tmp_path, progress=False), untrained_text_encoder(SMOKE))
+
+
+def test_arms_take_it_and_leave_it_as_it_is(tmp_path):
+    text_encoder = text_encoder_of(SMOKE, tmp_path, progress=False)
+    given = copy.deepcopy(text_encoder)
+    trained = train_arm("state", MAIN_ARMS["state"], SMOKE, 0, text_encoder, tmp_path / "arm", progress=False)
+    assert trained.models.text_encoder is text_encoder
+    assert alike(text_encoder, given)
+    with pytest.raises(ValueError, match="holds a training with another setup"):
+        text_encoder_of(SMALL, tmp_path, progress=False)
+
+
+def alike(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
