@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from diffusers_crosswkv.alignment.report import Results, parts_of
+from diffusers_crosswkv.alignment.tables import percent
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -65,6 +66,25 @@ def alignment_figures():
     )
     bound = {arm: results.mean(arm, parts_of("very long"), "binding").mean for arm in ("softmax", "state")}
     yield "objects bound right {softmax:.0%} (softmax), {state:.0%} (`state`)", bound
+
+
+def alignment_page_rows():
+    results = Results(rows_of("alignment/rows.jsonl"))
+    for split, metric in (
+        ("same", "everything"),
+        ("same", "binding"),
+        ("long", "binding"),
+        ("very long", "binding"),
+        ("very long", "everything"),
+    ):
+        means = [results.mean(arm, parts_of(split), metric) for arm in ("softmax", "state")]
+        lead = results.lead("state", "softmax", split, metric)
+        yield " | ".join(["", *(percent(mean, interval=False) for mean in means), f"{percent(lead)} |"])
+
+
+def test_figures_of_the_alignment_page_are_those_of_the_rows():
+    text = (README.parent / "benchmarks/alignment/README.md").read_text(encoding="utf-8")
+    assert [row for row in alignment_page_rows() if row not in text] == []
 
 
 def tracking_figures():
