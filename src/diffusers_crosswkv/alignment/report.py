@@ -350,7 +350,9 @@ def draw_plots(results: Results, target: Path) -> None:
     if recalls:
         curves: dict[str, list[tuple[int, float]]] = {}
         for row in sorted(recalls, key=lambda row: row["facts"]):
-            curves.setdefault(f"{row['layer']}, K = V = {row['head_dim']}", []).append((row["facts"], row["accuracy"]))
+            curves.setdefault(f"{row['layer']}, {row['head_dim']} x {row['head_dim']}", []).append(
+                (row["facts"], row["accuracy"])
+            )
         plots.recall_curves(target / "capacity.png", curves, recalls[0]["chance"])
 
 
