@@ -325,8 +325,19 @@ def tables_page(preset_name: str, results: Results) -> str:
 
 
 def training_table(trainings: list[Row]) -> str:
-    header = ["arm", "seed", "parameters", "trained", "steps", "batch", "seconds", "date", "torch"]
-    keys = ["arm", "seed", "parameters", "trained_parameters", "steps", "batch_size", "seconds", "date", "torch"]
+    header = ["arm", "seed", "parameters", "trained", "steps", "batch", "seconds", "date", "torch", "commit"]
+    keys = [
+        "arm",
+        "seed",
+        "parameters",
+        "trained_parameters",
+        "steps",
+        "batch_size",
+        "seconds",
+        "date",
+        "torch",
+        "commit",
+    ]
     return markdown(header, [[str(row.get(key, "")) for key in keys] for row in trainings])
 
 

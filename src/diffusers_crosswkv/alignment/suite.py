@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from transformers import CLIPTextModel
 
 from ..environment import environment
+from ..evaluation.kernel_rows import commit
 from ..files import write_json
 from .arms import MAIN_ARMS, STATE, Arm, Preset
 from .capacity import as_row, measure_recall
@@ -182,6 +183,7 @@ def run_job(preset_name: str, folder: Path, name: str, seed: int, progress: bool
         "batch_size": preset.batch_size,
         "seconds": round(trained.seconds, 1),
         **environment(trained.models.unet.device),
+        "commit": commit(),
     }
     write_json(row_path(own, "training"), about)
 

@@ -17,6 +17,7 @@ from ..data.scene_splits import TRAINING, Scenes
 from ..data.scenes import COLOURS, GRIDS, SHAPES, SIZES, Scene
 from ..environment import environment
 from ..evaluation.fitting import fit
+from ..evaluation.kernel_rows import commit
 from ..files import write_json
 from ..models.text_windows import encode_texts
 from ..pipelines.prompt_encoding import ENDOFTEXT
@@ -130,6 +131,7 @@ def train_text_encoder(preset: Preset, folder: Path, progress: bool = True) -> N
         "loss": round(sum(last) / len(last), 4),
         "seconds": round(time.perf_counter() - start, 1),
         **environment(device),
+        "commit": commit(),
     }
     write_json(row_path(folder, "training"), about)
     with TemporaryDirectory(dir=folder) as unfinished:
