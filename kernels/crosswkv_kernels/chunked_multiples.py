@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 
+from .chunk_factors import decays_of, sum_from_behind, unit_inverse
 from .elementwise import Write
 
 
@@ -36,17 +37,11 @@ class Passed(NamedTuple):
 def pass_chunks(write: Write, state: torch.Tensor) -> Passed:
     """Batched over chunks; only the state `[G, V, K]` goes through them one by one."""
     w, k, v, kappa, a = write
-    c = w.cumsum(2)
-    middle = c[:, :, w.shape[2] // 2, None]
-    after = (c - middle).exp_()
-    enter, leave = middle.exp(), after[:, :, -1:]
-    before = torch.cat((enter.reciprocal(), after[:, :, :-1]), 2)
-    inverse = after.reciprocal()
+    before, _, inverse, enter, leave = decays_of(w)
+    keys, removed = k * inverse, a * inverse
     gram = (kappa @ kappa.mT).mul_(before).tril_(-1)
-    M = gram * (k * inverse).mT
-    eye = torch.eye(w.shape[2], dtype=w.dtype, device=w.device)
-    X = torch.linalg.solve_triangular(gram * (a * inverse).mT, eye, upper=False, unitriangular=True)
-    right, written, removed = M @ v, (k * inverse) * v, a * inverse
+    M, X = gram * keys.mT, unit_inverse(gram * removed.mT)
+    right, written = M @ v, keys * v
     found, U = torch.empty_like(v), torch.empty_like(v)
     starts = state.new_empty(len(v), *state.shape)
     ends = torch.empty_like(starts)
@@ -91,5 +86,5 @@ def gradients_of_chunks(write: Write, passed: Passed, d_state: torch.Tensor) -> 
     d_kappa.add_(P @ d_written).add_(d_found @ starts)
     d_c = through_before - d_removed * removed - d_written_keys * written
     d_c[:, :, -1:] += d_last
-    d_w = d_c.flip(2).cumsum(2).flip(2).sub_(through_before)
+    d_w = sum_from_behind(d_c).sub_(through_before)
     return d_w, d_written_keys * inverse, d_v, d_kappa, d_removed * inverse, d_state

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from . import chunked_multiples
+from .chunk_factors import decays_of, sum_from_behind, unit_inverse
 from .chunked import wkv7_chunked
 from .elementwise import Write
 from .reference import compute_dtype, whole_keys, zero_state
@@ -142,17 +143,11 @@ class Passed(NamedTuple):
 def pass_chunks(write: Write, state: torch.Tensor) -> Passed:
     """Batched over chunks; only the state `[G, V, K]` goes through them one by one."""
     w, k, v, kappa, a = write
-    c = w.cumsum(2)
-    middle = c[:, :, w.shape[2] // 2, None]
-    after = (c - middle).exp_()
-    before = torch.cat(((-middle).exp(), after[:, :, :-1]), 2)
-    inverse = after.reciprocal()
+    before, after, inverse, enter, leave = decays_of(w)
     A, B, K = kappa * before, (kappa * a).mul_(inverse), k * inverse
     M = (A @ K.mT).tril_(-1)
-    eye = torch.eye(w.shape[2], dtype=w.dtype, device=w.device)
-    X = torch.linalg.solve_triangular(A @ B.mT, eye, upper=False, unitriangular=True)  # reads below the diagonal only
+    X = unit_inverse(A @ B.mT)
     W, U, ends = X @ A, X @ (M @ v), v.mT @ K
-    enter, leave = middle.exp(), after[:, :, -1:]
     starts = torch.empty_like(ends)
     in_order = (x.unbind() for x in (starts, ends, enter, leave, U, W, B))
     for start, end, enter_i, leave_i, U_i, W_i, B_i in zip(*in_order, strict=True):
@@ -182,7 +177,7 @@ def gradients_of_chunks(write: Write, passed: Passed, d_state: torch.Tensor) -> 
     d_before = as_wide_as(write.w, d_A * A)
     d_c = d_before - as_wide_as(write.w, d_B * B + d_K * K)
     d_c[:, :, -1:] += d_last
-    d_w = d_c.flip(2).cumsum(2).flip(2).sub_(d_before)
+    d_w = sum_from_behind(d_c).sub_(d_before)
     d_B.mul_(inverse)
     d_kappa = d_A.mul_(before).addcmul_(d_B, write.a)
     d_a = as_wide_as(write.a, d_B.mul_(write.kappa))

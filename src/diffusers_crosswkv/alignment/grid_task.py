@@ -6,16 +6,16 @@ cross-attention; a classifier says of each cell which colour, shape and size the
 
 import dataclasses
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
-from ..data.captions import PLACES, Description
+from ..data.captions import PLACES, Description, Mention
 from ..data.scene_splits import SPLITS, Scenes, Split
-from ..data.scenes import COLOURS, SHAPES, SIZES
+from ..data.scenes import COLOURS, SHAPES, SIZES, SceneObject
 from ..evaluation.fitting import fit
 from ..models import CrossWKV
 from ..models.text_windows import encode_texts
@@ -88,13 +88,18 @@ def captions_with_cells(split: Split, seed: int) -> Iterator[tuple[str, torch.Te
 
 
 def targets_of(description: Description) -> torch.Tensor:
-    targets = torch.zeros(4, len(NAMES), dtype=torch.long)
-    for mention in description.mentions:
-        assert mention.cell is not None
-        said = (mention.colour, mention.shape, mention.size)
-        numbers = [0 if name is None else 1 + names.index(name) for names, name in zip(NAMES, said, strict=True)]
-        targets[mention.cell[0] * 2 + mention.cell[1]] = torch.tensor(numbers)
-    return targets
+    return classes_of_cells(description.mentions, grid=2)
+
+
+def classes_of_cells(objects: Iterable[Mention | SceneObject], grid: int) -> torch.Tensor:
+    """Classes `[cells, 3]` of colour, shape and size, in reading order of the cells; 0 where there is none to name."""
+    classes = torch.zeros(grid**2, len(NAMES), dtype=torch.long)
+    for x in objects:
+        assert x.cell is not None
+        found = (x.colour, x.shape, x.size)
+        numbers = [0 if name is None else 1 + names.index(name) for names, name in zip(NAMES, found, strict=True)]
+        classes[x.cell[0] * grid + x.cell[1]] = torch.tensor(numbers)
+    return classes
 
 
 def measure_reading(

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import CLIPTextModel
 
 from ..data.scene_splits import TRAINING, Scenes
-from ..data.scenes import COLOURS, GRIDS, SHAPES, SIZES, Scene
+from ..data.scenes import GRIDS, Scene
 from ..environment import environment
 from ..evaluation.fitting import fit
 from ..evaluation.kernel_rows import commit
@@ -23,9 +23,9 @@ from ..models.text_windows import encode_texts
 from ..pipelines.prompt_encoding import ENDOFTEXT
 from ..training.text import make_text_encoder
 from .arms import Preset, scene_tokenizer
+from .grid_task import NAMES, classes_of_cells
 from .runs import row_path
 
-NAMES = (tuple(COLOURS), SHAPES, SIZES)  # class 0 is "nothing there"
 WEIGHTS = "weights"
 HEAD_DIM = 16
 QUERIES = 4  # per cell of the grid
@@ -78,13 +78,8 @@ class SceneReader(nn.Module):
 
 
 def facts_of(scene: Scene) -> torch.Tensor:
-    """Classes `[cells, 3]` of colour, shape and size, in reading order of the cells."""
-    facts = torch.zeros(scene.grid**2, len(NAMES), dtype=torch.long)
-    for x in scene.objects:
-        said = (x.colour, x.shape, x.size)
-        place = x.cell[0] * scene.grid + x.cell[1]
-        facts[place] = torch.tensor([1 + names.index(name) for names, name in zip(NAMES, said, strict=True)])
-    return facts
+    """Classes `[cells, 3]` of colour, shape and size; 0 is "nothing there"."""
+    return classes_of_cells(scene.objects, scene.grid)
 
 
 def untrained_text_encoder(preset: Preset) -> CLIPTextModel:
