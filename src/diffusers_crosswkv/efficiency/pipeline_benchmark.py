@@ -29,7 +29,8 @@ QUICK_PRESETS = ("dir7_tiny",)
 TEXT, SCAN, STEP, DECODE, IMAGE = "text encoder", "scan", "step", "decode", "image"
 PARTS = (TEXT, SCAN, STEP, DECODE)
 SLOW_SECONDS = 4.0  # such a call needs no warm-up, and is made twice
-LONGEST_SECONDS = 60.0  # a longer one is not made
+ONCE_SECONDS = 60.0  # a longer one is made once, a step with the first of the few lengths alone
+LONGEST_SECONDS = 400.0  # a longer one is not made
 SECONDS = 4.0  # per call that is not slow, after three rounds
 OWN = ("pipeline_benchmark", "pipeline_flops", "pipeline_sides")
 MEASURED_BY = ("kernel_timing", "prompt_length", *(f"../efficiency/{name}" for name in OWN))
@@ -119,9 +120,11 @@ class Measurement:
     def timed(self, calls: dict[str, Call]) -> dict[str, Row]:
         """Sides take turns, after a warm-up; of slow calls, whole images too, the first counts."""
         times = take_turns(calls, self.stopwatch, 1, 0)
-        slow = sum(map(sum, times.values())) > 1e3 * SLOW_SECONDS * len(calls)
-        more = take_turns(calls, self.stopwatch, 1 if slow else self.config.rounds, SECONDS)
-        times = {side: times[side] + more[side] for side in calls} if slow else more
+        mean_seconds = 1e-3 * sum(map(sum, times.values())) / len(calls)
+        slow = mean_seconds > SLOW_SECONDS
+        if mean_seconds <= ONCE_SECONDS:
+            more = take_turns(calls, self.stopwatch, 1 if slow else self.config.rounds, SECONDS)
+            times = {side: times[side] + more[side] for side in calls} if slow else more
         return {
             side: {key: significant(value) for key, value in summarize(of)._asdict().items()} | {"warm_up": not slow}
             for side, of in times.items()
@@ -149,9 +152,10 @@ class Measurement:
         reason = f"one {case.direction} would take about {seconds:.3g} s"
         if seconds > LONGEST_SECONDS:
             return {"not_run": reason, "because": "time"}
-        if case.direction == STEP and seconds > SLOW_SECONDS and case.text_tokens not in FEW_LENGTHS:
-            lengths = " and ".join(map(str, FEW_LENGTHS))
-            return {"not_run": f"{reason}: measured at {lengths} tokens alone", "because": "time"}
+        lengths = FEW_LENGTHS[:1] if seconds > ONCE_SECONDS else FEW_LENGTHS
+        if case.direction == STEP and seconds > SLOW_SECONDS and case.text_tokens not in lengths:
+            which = " and ".join(map(str, lengths))
+            return {"not_run": f"{reason}: measured at {which} tokens alone", "because": "time"}
         return None
 
     def measured_below(self, case: Case) -> list[Row]:

@@ -274,8 +274,8 @@ typed.
   them.
 - **Time per image** = text encoder + scan (`state` alone) + steps + VAE, guidance on. Steps are alike, so one is
   timed, up to 20 times, and multiplied; the two sides take turns. Where a call takes 4 seconds or more there is no
-  warm-up and it is made twice. Quartiles of an image are sums of those of its parts. Images drawn whole, by the
-  pipelines themselves, are beside their sum below the table.
+  warm-up and it is made twice, or once from a minute on. Quartiles of an image are sums of those of its parts. Images
+  drawn whole, by the pipelines themselves, are beside their sum below the table.
 - **step's peak**: what a step holds at its height beyond weights and arguments.
 - **Memory of the whole process**: a fresh interpreter loads a saved pipeline and draws; on a CPU its resident set
   at its height, libraries and all; on a GPU what PyTorch has allocated at most. On a CPU 5 steps are run, and the
