@@ -184,9 +184,27 @@ def test_what_would_take_too_long_is_not_run(measurement):
     assert reason(measurement, STEP, 128, 10, dict.fromkeys(SIDES, 300)) is None
     put(measurement, (STEP, 128, 10, SOFTMAX), not_run=few)
     for length in (10, 77):  # from the largest size that was measured
-        too_long = "one step would take about 100 s"
-        assert reason(measurement, STEP, 256, length, {SOFTMAX: 10000, STATE: 7000}) == too_long
+        too_long = "one step would take about 500 s"
+        assert reason(measurement, STEP, 256, length, {SOFTMAX: 50000, STATE: 7000}) == too_long
+    once = "one step would take about 100 s: measured at 77 tokens alone"
+    assert reason(measurement, STEP, 256, 10, {SOFTMAX: 10000, STATE: 7000}) == once
+    assert reason(measurement, STEP, 256, 77, {SOFTMAX: 10000, STATE: 7000}) is None
     assert reason(measurement, STEP, 64, 10, dict.fromkeys(SIDES, 10**9)) is None
+
+
+@pytest.mark.parametrize(("seconds", "count"), [(1.0, 3), (5.0, 2), (61.0, 1)])
+def test_slow_calls_are_made_less_often(measurement, monkeypatch, seconds, count):
+    """Two rounds after a warm-up that does not count; the first counts where there is none."""
+    rounds = []
+
+    def take_turns(calls, stopwatch, number, longest):
+        rounds.append(2 if number > 1 else 1)
+        return {side: [1e3 * seconds] * rounds[-1] for side in calls}
+
+    monkeypatch.setattr(pipeline_benchmark, "take_turns", take_turns)
+    rows = measurement.timed({side: lambda: None for side in SIDES})
+    assert sum(rounds) == count
+    assert all(row["median_ms"] == 1e3 * seconds and row["warm_up"] == (seconds < 4) for row in rows.values())
 
 
 def test_what_would_not_fit_is_not_run(measurement, monkeypatch):
