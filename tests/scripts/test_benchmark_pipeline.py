@@ -213,6 +213,9 @@ def test_what_would_not_fit_is_not_run(measurement, monkeypatch):
     assert reason(measurement, DECODE, 128, 0, {DECODE: 0}) == "would need about 4 GB of memory, 5 GB are free"
     monkeypatch.setattr(pipeline_benchmark, "free_memory", lambda: 6 * 10**9)
     assert reason(measurement, DECODE, 128, 0, {DECODE: 0}) is None
+    measurement.sizes = (64, 128, 256)
+    put(measurement, (DECODE, 128, 0, DECODE), median_ms=10.0)  # too slow for its memory to be found
+    assert reason(measurement, DECODE, 256, 0, {DECODE: 0}) == "would need about 16 GB of memory, 6 GB are free"
 
 
 def test_a_process_of_its_own(pipelines, tmp_path):

@@ -142,8 +142,10 @@ class Measurement:
         if not smaller:
             return None
         pixels = case.width**2 / smaller[0]["width"] ** 2
-        if self.device.type == "cpu" and case.direction == DECODE and "peak_bytes" in smaller[0]:
-            needed, free = pixels * smaller[0]["peak_bytes"], free_memory()
+        known = self.measured_below(case, "peak_bytes")
+        if self.device.type == "cpu" and known:
+            needed = max(row["peak_bytes"] for row in known) * case.width**2 / known[0]["width"] ** 2
+            free = free_memory()
             if needed > LARGEST_SHARE_OF_MEMORY * free:
                 reason = f"would need about {needed / 1e9:.0f} GB of memory, {free / 1e9:.0f} GB are free"
                 return {"not_run": reason, "because": "memory"}
@@ -158,14 +160,14 @@ class Measurement:
             return {"not_run": f"{reason}: measured at {which} tokens alone", "because": "time"}
         return None
 
-    def measured_below(self, case: Case) -> list[Row]:
-        """The rows of the same part at the largest smaller size at which it was measured, if any."""
+    def measured_below(self, case: Case, what: str = "median_ms") -> list[Row]:
+        """The rows of the same part at the largest smaller size that tell `what`, if any."""
         if case.direction not in (STEP, DECODE):
             return []
         for size in sorted((size for size in self.sizes if size < case.width), reverse=True):
             other = replace(case, width=size, tokens=(size // VAE_FACTOR) ** 2)
             rows = [self.file.find(other, side, self.about) for side in sides_of(case.direction)]
-            measured = [row for row in rows if row is not None and "median_ms" in row]
+            measured = [row for row in rows if row is not None and what in row]
             if measured:
                 return measured
         return []

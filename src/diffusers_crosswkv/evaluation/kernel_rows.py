@@ -1,5 +1,6 @@
 """The rows of the kernel benchmark: what each says about itself, and the file that keeps the latest of each."""
 
+import functools
 import hashlib
 import importlib.metadata
 import platform
@@ -24,6 +25,7 @@ PLACE = ("device", "processor", "threads", "dtype")
 SHAPE = ("kind", "direction", "batch", "width", "tokens", "text_tokens")
 STAMP = (*PLACE, "torch", "triton", "diffusers", "fla", "code")  # a row with another stamp is out of date
 UNFINISHED = "the run was over"
+CODE = ("src", "kernels", "scripts")  # what a row may depend on: a change of rows or pages is none
 MEASURED_BY = ("fla_convention", "kernel_cases", "kernel_timing", "layer_sides", "scan_sides")
 
 
@@ -55,11 +57,19 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+@functools.cache
 def commit() -> str | None:
-    """Of this file's repository, `-dirty` if it was changed; None outside of one."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--tags"]
+    """Of this file's repository as the process found it, `-dirty` if code was changed; None outside of one."""
+    name = git("describe", "--always", "--tags")
+    changed = name and git("status", "--porcelain", "--", *(f":/{folder}" for folder in CODE))
+    return f"{name}-dirty" if changed else name
+
+
+def git(*arguments: str) -> str | None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True, check=False
+        )
     except FileNotFoundError:
         return None
     return done.stdout.strip() or None

@@ -134,7 +134,7 @@ def test_save_and_load(case, tmp_path):
         if isinstance(component, torch.nn.Module):
             weights = loaded.components[name].state_dict()
             torch.testing.assert_close(weights, component.state_dict(), rtol=0, atol=0)
-    # weights of a file lie anywhere in memory, where float32 products of some CPUs round otherwise than those of others
+    # weights of a file lie anywhere in memory, and float32 products of some CPUs round otherwise there
     draw_again = functools.partial(globals()["draw"], loaded.to(torch.float64), **draw.keywords)
     pipeline.to(torch.float64)
     image, again = (of("a seven", negative_prompt="thin") for of in (draw, draw_again))
