@@ -4,6 +4,7 @@ Three classes per square, seen by the side to move: empty, mine, theirs, as in N
 same probe on a model with its random first weights is the control: a random state keeps much of what was played.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,8 @@ from .training import MoveModel
 CLASSES = 3
 POSITIONS = 8  # of each game, at random
 BATCH = 32
-PROBE_BATCH, PROBE_EPOCHS, PROBE_RATE, PROBE_DECAY = 512, 10, 5e-3, 1e-2
+PROBE_BATCH, PROBE_EPOCHS, PROBE_RATE = 512, 30, 5e-3
+PROBE_DECAYS, PROBE_VALIDATED = (0.01, 1.0, 10.0), 0.2  # of the weights; share of the games that chooses among them
 NO_PROBE = "majority"
 
 
@@ -80,24 +82,43 @@ def read_boards(model: MoveModel, train: Positions, test: Positions, seed: int =
 
 
 def fit_probe(known: torch.Tensor, labels: torch.Tensor, asked: torch.Tensor, seed: int) -> torch.Tensor:
-    """Logistic regression on standardised features; returns the classes of `asked`, `[N * POSITIONS, 64]`."""
+    """Logistic regression on standardised features; returns the classes of `asked`, `[N * POSITIONS, 64]`.
+
+    Its weight decay is the one that reads the discs of the last games of `known` best, fitted on the others.
+    """
     mean, scale = known.float().mean(0), known.float().std(0) + 1e-3
+    x, new = ((of.float() - mean) / scale for of in (known, asked))
+    classes = labels.flatten(0, 1)
+    count = len(x) - max(round(PROBE_VALIDATED * len(labels)), 1) * POSITIONS
+    there = classes[count:] > 0
+
+    def right(decay: float) -> float:
+        guessed = logistic_regression(x[:count], classes[:count], decay, seed)(x[count:])
+        return (guessed == classes[count:])[there].double().mean().item()
+
+    return logistic_regression(x, classes, max(PROBE_DECAYS, key=right), seed)(new)
+
+
+def logistic_regression(
+    x: torch.Tensor, classes: torch.Tensor, decay: float, seed: int
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """From features `[N, F]` to classes `[N, 64]`; AdamW."""
     generator = torch.Generator().manual_seed(seed)
-    probe = torch.nn.Linear(known.shape[1], rules.SQUARES * CLASSES)
+    probe = torch.nn.Linear(x.shape[1], rules.SQUARES * CLASSES)
     torch.nn.init.zeros_(probe.weight)
-    targets = labels.flatten(0, 1)
-    steps = PROBE_EPOCHS * -(-len(known) // PROBE_BATCH)
-    optimizer = torch.optim.AdamW(probe.parameters(), PROBE_RATE, weight_decay=PROBE_DECAY)
+    torch.nn.init.zeros_(probe.bias)
+    groups = [{"params": [probe.weight], "weight_decay": decay}, {"params": [probe.bias], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, PROBE_RATE)
+    steps = PROBE_EPOCHS * -(-len(x) // PROBE_BATCH)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
     for _ in range(PROBE_EPOCHS):
-        for chosen in torch.randperm(len(known), generator=generator).split(PROBE_BATCH):
-            logits = probe((known[chosen].float() - mean) / scale).unflatten(-1, (rules.SQUARES, CLASSES))
+        for chosen in torch.randperm(len(x), generator=generator).split(PROBE_BATCH):
+            logits = probe(x[chosen]).unflatten(-1, (rules.SQUARES, CLASSES))
             optimizer.zero_grad()
-            F.cross_entropy(logits.flatten(0, 1), targets[chosen].flatten()).backward()
+            F.cross_entropy(logits.flatten(0, 1), classes[chosen].flatten()).backward()
             optimizer.step()
             schedule.step()
-    with torch.no_grad():
-        return probe((asked.float() - mean) / scale).unflatten(-1, (rules.SQUARES, CLASSES)).argmax(-1)
+    return lambda new: probe(new).detach().unflatten(-1, (rules.SQUARES, CLASSES)).argmax(-1)
 
 
 def majority(train: Positions, test: Positions) -> Reading:

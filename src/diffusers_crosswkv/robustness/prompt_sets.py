@@ -12,7 +12,7 @@ UNSEEN_WORDINGS = {
     "Spanish": ("por favor, dibuja un {}", "quisiera ver la cifra {}", "{}, con tinta sobre papel"),
     "French": ("dessine un {}, s'il te plaît", "je voudrais voir le nombre {}", "{}, à l'encre sur papier"),
 }
-LONG, VERY_LONG = 6, 30  # sentences that say nothing of the digit
+MEDIUM, LONG, VERY_LONG = 2, 6, 30  # sentences that say nothing of the digit
 
 
 def alone(digit: int, language: str, rng: random.Random) -> str:
@@ -56,6 +56,8 @@ PROMPT_SETS: dict[str, Callable[[int, str, random.Random], str]] = {
     "the digit alone": alone,
     "unseen wording": unseen_wording,
     "upper case": upper_case,
+    "medium, digit first": digit_first(MEDIUM),
+    "medium, digit last": digit_last(MEDIUM),
     "long, digit first": digit_first(LONG),
     "long, digit last": digit_last(LONG),
     "very long, digit first": digit_first(VERY_LONG),

@@ -97,13 +97,18 @@ def prompt_table(rows: Sequence[Row], endoftext: bool) -> str:
 
 
 def language_table(rows: Sequence[Row]) -> str:
-    """Over all prompt sets, with the prefix of training."""
+    """Over the prompt sets that all arms with rows were given, with the prefix of training."""
+    given: dict[str, dict[str, Row]] = {arm: {} for arm in ARMS}
+    for row in rows:
+        if row["kind"] == "prompts" and row["endoftext"]:
+            given[row["arm"]][row["prompts"]] = row
+    sets = [set(of) for of in given.values() if of]
+    common = set.intersection(*sets) if sets else set()
     lines = []
     for language in LANGUAGES:
         shares = []
-        for arm in ARMS:
-            own = [r for r in rows if r["kind"] == "prompts" and r["arm"] == arm and r["endoftext"]]
-            share = sum(r["by_language"][language] for r in own) / len(own) if own else None
+        for of in given.values():
+            share = sum(of[name]["by_language"][language] for name in common) / len(common) if of and common else None
             shares.append(NOT_RUN if share is None else f"{share:.1%}")
         lines.append([language, *shares])
     return markdown(["language", *ARMS], lines)
@@ -164,7 +169,7 @@ def make_page(preset_name: str, rows: Sequence[Row]) -> str:
         "![bars](prompts.png)",
         "The same pictures' seeds, without it (the paper's section 4.4; nothing was trained anew):",
         prompt_table(rows, False),
-        "By language, the mean of all prompt sets:",
+        "By language, the mean of the prompt sets that every arm was given:",
         language_table(rows),
         PROMPTS_MEAN,
         "## States",

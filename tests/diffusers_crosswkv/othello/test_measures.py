@@ -6,7 +6,7 @@ from diffusers_crosswkv.othello import probes, rules
 from diffusers_crosswkv.othello.games import Games, keys, random_games
 from diffusers_crosswkv.othello.legality import chance_levels, held_out_games, measure_legality
 from diffusers_crosswkv.othello.lessons import HELD_OUT, START
-from diffusers_crosswkv.othello.probes import majority, positions, read_boards
+from diffusers_crosswkv.othello.probes import fit_probe, majority, positions, read_boards
 from diffusers_crosswkv.othello.rules import NONE
 from diffusers_crosswkv.sequences import Trace
 
@@ -81,6 +81,24 @@ def test_a_probe_reads_a_board_that_is_there_and_no_other(monkeypatch):
     assert found["layer 0"].discs.mean < 0.6
     assert 0.45 < guess.discs.mean < 0.7
     assert guess.squares.mean > found["layer 0"].squares.mean
+
+
+def test_a_probe_takes_the_decay_that_reads_other_games_best(monkeypatch):
+    train, test = positions(40, 0), positions(20, 1)
+    generator = torch.Generator().manual_seed(0)
+
+    def noisy(where):
+        labels = where.labels.flatten(0, 1)
+        discs = torch.cat((labels == 1, labels == 2), dim=1).float()
+        return (discs + torch.randn(discs.shape, generator=generator)).half()
+
+    known, asked, labels = noisy(train), noisy(test), test.labels.flatten(0, 1)
+
+    def right(decays):
+        monkeypatch.setattr(probes, "PROBE_DECAYS", decays)
+        return (fit_probe(known, train.labels, asked, 0) == labels)[labels > 0].double().mean()
+
+    assert right((100.0,)) + 0.01 < right((0.01,)) == right((0.01, 100.0)) == right((100.0, 0.01))
 
 
 def test_positions_are_those_of_the_games():

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from diffusers_crosswkv.robustness.arms import PRESETS
-from diffusers_crosswkv.robustness.report import bounds_table, prompt_table
+from diffusers_crosswkv.robustness.report import bounds_table, language_table, prompt_table
 from diffusers_crosswkv.robustness.suite import run_arm
 
 GOOD = {"rms": 1.0, "max_rms": 2.0, "max_abs": 8.0, "stable_rank": 1.5, "min_stable_rank": 1.0, "finite": True}
@@ -38,6 +38,16 @@ def test_tokens_are_those_of_the_table():
     rows = [about | {"drawn": 10, "endoftext": x, "tokens": [4 + x, 8 + x]} for x in (True, False)]
     assert "| as in training | 5 to 9 | 50.0 (40.0 to 60.0) | not run |" in prompt_table(rows, True)
     assert "| as in training | 4 to 8 |" in prompt_table(rows, False)
+
+
+def test_languages_are_compared_over_the_same_prompts():
+    def row(arm, prompts, share):
+        shares = dict.fromkeys(("English", "Chinese", "Spanish", "French"), share)
+        return {"kind": "prompts", "arm": arm, "prompts": prompts, "endoftext": True, "by_language": shares}
+
+    rows = [row("state", "as in training", 0.9), row("state", "upper case", 0.1), row("paper", "as in training", 0.5)]
+    assert "| English | 90.0% | not run | 50.0% | not run |" in language_table(rows)
+    assert "| English | not run | not run | not run | not run |" in language_table([])
 
 
 def test_rows_of_another_preset_are_not_taken(tmp_path, monkeypatch):
