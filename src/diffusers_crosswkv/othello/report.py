@@ -251,12 +251,13 @@ model has met the first positions of the games; the plot shows the later ones.""
 BOARDS_SAID = """Three positions of the first held-out game: legal moves are framed, numbers are the model's
 probabilities in percent, red where the move is not legal. The model has seen the moves alone, never a board."""
 
-PROBES_SAID = """A linear probe (logistic regression for all 64 squares, its weight decay chosen on games that are held
-back) tells of each square whether it is empty, the mover's or the opponent's. `layer 0` is the embedding, `layer n` the
-residual stream behind block n, `state n` the whole matrix state of block n, which is many more numbers than a layer.
-**untrained** is the same probe on the model before its first step: a random recurrence keeps much of what was played,
-so only what is above it was learned. **discs** counts the squares that hold one, since which squares are empty follows
-from the list of moves. What is not above **majority** was not found: by one linear map, fitted to these positions."""
+PROBES_SAID = """A linear probe (logistic regression for all 64 squares, its weight decay chosen on games that are
+held back) tells of each square whether it is empty, the mover's or the opponent's. `layer 0` is the embedding, `layer
+n` the residual stream behind block n, `state n` the whole matrix state of block n, which is many more numbers than a
+layer. **untrained** is the same probe on the model before its first step: a random recurrence keeps much of what was
+played, so only what is above it was learned. **discs** counts the squares that hold one, since which squares are empty
+follows from the list of moves. What is not above **majority** was not found: by one linear map, fitted to these
+positions."""
 
 MATCHES_SAID = """A model plays the move that it holds most likely among the legal ones: the rules mask, nothing else
 does; **first choice illegal** says how often the mask was needed. Each player is black in half of its games. `greedy`
