@@ -207,6 +207,13 @@ def test_slow_calls_are_made_less_often(measurement, monkeypatch, seconds, count
     assert all(row["median_ms"] == 1e3 * seconds and row["warm_up"] == (seconds < 4) for row in rows.values())
 
 
+def test_reasons_are_said_once():
+    reasons = [f"one step would take about {x} s: measured at 77 tokens alone" for x in (20.4, 15.1, 3e2)]
+    said = pipeline_report.without_repetition([*reasons, "no memory"])
+    assert said == "one step would take about 15.1 to 300 s: measured at 77 tokens alone; no memory"
+    assert pipeline_report.without_repetition(reasons[:1]) == reasons[0]
+
+
 def test_what_would_not_fit_is_not_run(measurement, monkeypatch):
     put(measurement, (DECODE, 64, 0, DECODE), median_ms=10.0, peak_bytes=10**9)
     monkeypatch.setattr(pipeline_benchmark, "free_memory", lambda: 5 * 10**9)

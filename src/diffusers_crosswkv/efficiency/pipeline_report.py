@@ -1,5 +1,6 @@
 """Page and plots from the rows of the pipeline benchmark. Every figure in them is a row's, or a sum of rows."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,7 @@ MEMORY_HEADER = (
     *("option", "peak, softmax, GB", "peak, state, GB", "imports, GB", "softmax, s per image", "state, s per image"),
     *("error, softmax", "error, state"),
 )
+SECONDS = r"[\d.e+]+(?= s\b)"
 QUARTILES = ("q25_ms", "median_ms", "q75_ms")
 
 
@@ -172,12 +174,21 @@ def whole_images(results: Results, preset: str) -> str:
 
 def not_run(rows: list[Row]) -> str:
     """A line per part and size."""
-    reasons: dict[tuple[str, int], dict[str, None]] = {}
+    reasons: dict[tuple[str, int], list[str]] = {}
     for row in rows:
         if "not_run" in row and not row["direction"].startswith(KIND):
-            reasons.setdefault((row["direction"], row["width"]), {})[row["not_run"]] = None
-    lines = [f"- {part}, {size} pixels, {NOT_RUN}: {'; '.join(of)}." for (part, size), of in reasons.items()]
+            reasons.setdefault((row["direction"], row["width"]), []).append(row["not_run"])
+    lines = [f"- {part}, {size} pixels, {NOT_RUN}: {without_repetition(of)}." for (part, size), of in reasons.items()]
     return "\n".join(lines)
+
+
+def without_repetition(reasons: list[str]) -> str:
+    """Those that differ in a number of seconds alone are one, with the least and the most."""
+    seconds: dict[str, set[float]] = {}
+    for reason in reasons:
+        seconds.setdefault(re.sub(SECONDS, "{}", reason), set()).update(map(float, re.findall(SECONDS, reason)))
+    ranges = {text: sorted({min(of), max(of)}) if of else [] for text, of in seconds.items()}
+    return "; ".join(text.format(" to ".join(f"{x:.3g}" for x in of)) for text, of in ranges.items())
 
 
 def memory_table(rows: list[Row]) -> str:
@@ -233,8 +244,8 @@ def draw_memory(path: Path, rows: list[Row], title: str) -> None:
     axes.set_yticks([i + 0.19 for i in range(len(options))], list(options))
     axes.invert_yaxis()
     axes.set_xlabel("peak memory of the process, GB (white line: imports alone)")
-    axes.set_title(title, fontsize=10, loc="left")
-    axes.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
+    axes.set_title(title, fontsize=10, loc="left", pad=22)
+    axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, ncols=2)
     axes.grid(alpha=0.25, lw=0.5, axis="x")
     plots.finish(figure, path)
 
