@@ -1,9 +1,9 @@
 """Measure images as the ADM suite does (FID, sFID, IS, precision, recall), and KID, CLIP score and CMMD.
 
-    python scripts/evaluate.py --samples images --reference VIRTUAL_imagenet256_labeled.npz
-    python scripts/evaluate.py --model runs/photos --prompts_file prompts.txt --num_samples 10000 --scheduler DDPM \\
-        --steps 250 --reference cifar10/train --protocol cifar10 --output_dir runs/evaluation/cifar10
-    torchrun --nproc_per_node 8 scripts/evaluate.py ...            # the same, on 8 accelerators
+    python scripts/evaluate.py --samples images --reference VIRTUAL_imagenet256_labeled.npz --output_dir runs/mine
+    python scripts/evaluate.py --model runs/photos --prompts_file prompts.txt --reference photos --output_dir runs/mine
+    python scripts/evaluate.py --protocol cifar10 --model MODEL --reference cifar10/train   # as the paper does
+    torchrun --nproc_per_node 8 scripts/evaluate.py ...                               # the same, on 8 accelerators
 
 Samples and references are folders of images or .npz batches of the ADM suite; with --model, samples are made first. An
 interrupted run goes on by the same command. Rows go to results.jsonl in the output folder; docs/evaluation.md says
@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import sys
 from datetime import timedelta
+from itertools import cycle, islice
 from pathlib import Path
 
 from accelerate import PartialState
@@ -21,16 +22,20 @@ from accelerate import PartialState
 from diffusers_crosswkv.evaluation.metrics import (
     ADM_METRICS,
     METRICS,
+    PAPER_METRICS,
     PROTOCOLS,
     EvaluationConfig,
     SampleFacts,
     SamplingConfig,
     check_weights,
     evaluate,
+    fill_in,
     make_samples,
     pipeline_identity,
+    protocol_prompts,
     read_facts,
     read_image_prompts,
+    write_image_prompts,
 )
 from diffusers_crosswkv.generation import ModelConfig, load_pipeline
 from diffusers_crosswkv.generation.loading import choose_dtype, download, scheduler_class
@@ -44,6 +49,8 @@ OF_MAKING = {  # and their defaults
     "revision": None,
     "dtype": "auto",
 }
+OF_PROTOCOL = ("scheduler", "steps", "num_samples", "height", "width")  # of samples that are made
+PROMPTS = "prompts.txt"
 PATIENCE = timedelta(days=1)  # of processes that wait for what the first one computes alone
 
 
@@ -65,16 +72,18 @@ def main() -> int:
 
 
 def run(arguments: argparse.Namespace, state: PartialState) -> list[dict]:
-    prompts = () if arguments.prompts_file is None else read_image_prompts(arguments.prompts_file)
+    if arguments.protocol is not None:
+        take_from_protocol(arguments)
+    prompts = prompts_of(arguments)
     check_arguments(arguments, len(prompts))
     config = EvaluationConfig(
         samples=arguments.samples or arguments.output_dir / "samples",
         output_dir=arguments.output_dir,
-        metrics=tuple(arguments.metrics),
+        metrics=tuple(arguments.metrics or (PAPER_METRICS if arguments.protocol and prompts else ADM_METRICS)),
         num_samples=arguments.num_samples,
         reference=arguments.reference,
         reference_resize=arguments.reference_resize,
-        prompts=prompts[: arguments.num_prompts or arguments.num_samples],
+        prompts=scored_prompts(arguments, prompts),
         protocol=arguments.protocol,
         inception_weights=arguments.inception_weights,
         batch_size=arguments.batch_size,
@@ -93,6 +102,47 @@ def run(arguments: argparse.Namespace, state: PartialState) -> list[dict]:
     return evaluate(dataclasses.replace(config, facts=facts), state)
 
 
+def take_from_protocol(arguments: argparse.Namespace) -> None:
+    """Fill in what the protocol fixes.
+
+    Raises:
+        ValueError: something else was given.
+    """
+    given = {"num_prompts": arguments.num_prompts}
+    if arguments.reference is not None and arguments.reference.is_dir():
+        given["reference_resize"] = arguments.reference_resize
+    if arguments.model is not None:
+        scheduler = scheduler_class(arguments.scheduler)
+        given |= {name: getattr(arguments, name) for name in OF_PROTOCOL}
+        given["scheduler"] = scheduler and scheduler.__name__
+    vars(arguments).update(fill_in(arguments.protocol, given))
+    if arguments.output_dir is None:
+        arguments.output_dir = Path("runs/evaluation", arguments.protocol)
+
+
+def prompts_of(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """A file's; else, for samples of a protocol, captions of its data set.
+
+    Raises:
+        ValueError: there is nothing of the kind at the place that was named, or it was named for nothing.
+    """
+    if arguments.model is not None and arguments.protocol is not None and arguments.prompts_file is None:
+        return protocol_prompts(arguments.protocol, arguments.captions_from or arguments.reference)
+    if arguments.captions_from is not None:
+        raise ValueError(
+            "--captions_from must come with --model and --protocol and without --prompts_file, for it says what "
+            "prompts are made of; leave it out."
+        )
+    return () if arguments.prompts_file is None else read_image_prompts(arguments.prompts_file)
+
+
+def scored_prompts(arguments: argparse.Namespace, prompts: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of the first images; a protocol's number of them is had by repetition, as the samples have theirs."""
+    if arguments.model is not None and arguments.protocol is not None:
+        return tuple(islice(cycle(prompts), arguments.num_prompts))
+    return prompts[: arguments.num_prompts or arguments.num_samples]
+
+
 def check_arguments(arguments: argparse.Namespace, num_prompts: int) -> None:
     """Refuse what would do nothing; fill in defaults.
 
@@ -104,7 +154,10 @@ def check_arguments(arguments: argparse.Namespace, num_prompts: int) -> None:
             raise ValueError(f"--{name} must come with --model, for it says how samples are made; leave it out.")
         if arguments.model is not None and getattr(arguments, name) is None:
             setattr(arguments, name, default)
-    if arguments.num_prompts is not None and not 1 <= arguments.num_prompts <= num_prompts:
+    if arguments.output_dir is None:
+        raise ValueError("--output_dir must name a folder for samples, features and rows, got none; give one.")
+    counted = arguments.protocol is None and arguments.num_prompts is not None
+    if counted and not 1 <= arguments.num_prompts <= num_prompts:
         raise ValueError(
             f"--num_prompts must be 1 to the number of prompts in --prompts_file ({num_prompts}), "
             f"got {arguments.num_prompts}."
@@ -160,7 +213,7 @@ def sample(
     check_weights(measured, state)
     with state.local_main_process_first():
         model, named = locate(model, state)
-    return make_samples(
+    facts = make_samples(
         config,
         measured.samples,
         named,
@@ -168,6 +221,9 @@ def sample(
         state,
         lambda facts, size: measured.check_samples(config.num_samples, facts, size),
     )
+    if arguments.prompts_file is None and state.is_main_process:
+        write_image_prompts(arguments.output_dir / PROMPTS, prompts)
+    return facts
 
 
 def locate(model: ModelConfig, state: PartialState) -> tuple[ModelConfig, dict[str, str | None]]:
@@ -193,13 +249,23 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--reference_resize", type=int, metavar="SIDE", help="crop and resize the reference as ADM does"
     )
-    parser.add_argument("--metrics", nargs="+", default=ADM_METRICS, metavar="METRIC", help=", ".join(METRICS))
-    parser.add_argument("--protocol", choices=sorted(PROTOCOLS), help="the paper's; what does not fit it is refused")
+    parser.add_argument("--metrics", nargs="+", metavar="METRIC", help=", ".join(METRICS))
+    parser.add_argument(
+        "--protocol", choices=sorted(PROTOCOLS), help="the paper's: fills in what it fixes, refuses other values"
+    )
     parser.add_argument(
         "--prompts_file", type=Path, help="a prompt per line, none empty; image i has line i modulo their number"
     )
+    parser.add_argument(
+        "--captions_from",
+        type=Path,
+        metavar="FOLDER",
+        help="of the names or attributes that a protocol's prompts are made of; the reference's by default",
+    )
     parser.add_argument("--num_prompts", type=int, help="how many of them the CLIP scores take; all by default")
-    parser.add_argument("--output_dir", type=Path, required=True, help="samples, features and results.jsonl")
+    parser.add_argument(
+        "--output_dir", type=Path, help="samples, features and results.jsonl; a protocol's is runs/evaluation/PROTOCOL"
+    )
     parser.add_argument("--batch_size", type=int, default=64, help="of the networks that measure")
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
     making = parser.add_argument_group(

@@ -1,5 +1,6 @@
 """The whole command, with a tiny pipeline and random weights: the figures mean nothing, how they are made does."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -13,8 +14,16 @@ from PIL import Image
 from running import run_script, run_script_in_processes
 from safetensors.torch import load_file
 
+from diffusers_crosswkv.evaluation.metrics import PAPER_METRICS, PROTOCOLS
+
 SCRIPT = Path(__file__).parents[2] / "scripts/evaluate.py"
 PROMPTS = ("a handwritten one", "a handwritten two", "a handwritten three")
+RESIZES = {
+    **dict.fromkeys(("fid", "sfid", "is", "precision", "recall", "kid"), "TensorFlow 1 bilinear to 299 x 299"),
+    "clip_score": "Pillow bicubic to shortest_edge 32, cropped to height 32 x width 32",
+    "clip_score_multilingual": "Pillow bicubic to height 32 x width 32",  # SigLIP's
+    "cmmd": "central square, Pillow bicubic to 32 x 32",
+}
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +71,18 @@ def rows_in(folder):
     return [json.loads(line) for line in (folder / "results.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
+def check_names(rows, of_samples, reference):
+    """Each says how large its images were and how they were resized, before and by the network."""
+    for metric, row in rows.items():
+        compared = "" if metric in ("is", "clip_score", "clip_score_multilingual") else f", {reference}, resize none"
+        resize = RESIZES[metric]
+        assert row["name"] == (
+            f"{metric}: {row['num_samples']} samples of 8 x 8, resize none, {of_samples}{compared}, "
+            f"network's resize {resize}"
+        )
+        assert (row["size"], row["resize"], row["network_resize"]) == ([8, 8], "none", resize)
+
+
 def test_from_pipeline_to_rows(run, pipeline_dir, prompts_file, batch, tmp_path):
     output = tmp_path / "evaluation"
     made = ("--model", pipeline_dir, "--prompts_file", prompts_file, "--num_samples", 5, "--sampling_batch_size", 2,
@@ -71,8 +92,8 @@ def test_from_pipeline_to_rows(run, pipeline_dir, prompts_file, batch, tmp_path)
     assert code == 0
     rows = {row["metric"]: row for row in rows_in(output)}
     assert list(rows) == ["fid", "sfid", "is", "precision", "recall", "kid"]
-    label = "5 samples of 8 x 8, DDPMScheduler, 2 steps, guidance 2, reference reference.npz, resize none"
-    assert f"fid: {label}\n" in printed
+    check_names(rows, "DDPMScheduler, 2 steps, guidance 2", "reference reference.npz")
+    assert f"  {rows['fid']['name']}\n" in printed
     for row in rows.values():
         assert np.isfinite(row["value"]) and row["weights"].startswith("inception.pth sha256:")
         assert (row["sampler"], row["steps"], row["guidance"], row["seed"]) == ("DDPMScheduler", 2, 2, 7)
@@ -133,31 +154,75 @@ def test_clip(run, batch, prompts_file, tokenizer, tmp_path):
     assert [row["weights"].split(" ")[0] for row in rows.values()] == ["clip", "siglip", "clip"]
     assert rows["clip_score"]["cut_prompts"] == 0 and "reference" not in rows["clip_score"]
     assert rows["cmmd"]["value"] == pytest.approx(0, abs=1e-4), "the same images"
+    check_names(rows, "sampler not stated, steps not stated, guidance not stated", "reference reference.npz")
     code, _ = run("--samples", batch[0], "--output_dir", tmp_path / "out", *asked[:2], "--num_prompts", 2, *asked[4:],
                   *models)  # fmt: skip
     assert code == 0
     assert [row["num_samples"] for row in rows_in(tmp_path / "out")] == [3, 3, 4, 2]
 
 
-def test_two_processes_go_on_where_one_stopped(run, pipeline_dir, prompts_file, tmp_path, inception_weights):
+def test_two_processes_go_on_where_one_stopped(
+    run, pipeline_dir, prompts_file, batch, tokenizer, tmp_path, inception_weights
+):
     """From what a stopped run leaves, two processes make what one alone makes."""
+    save_clip(tmp_path / "clip", tokenizer)
+    output = tmp_path / "out"
     command = ["--model", pipeline_dir, "--prompts_file", prompts_file, "--num_samples", 3, "--steps", 2,
-               "--batch_size", 1, "--metrics", "is"]  # fmt: skip
-    assert run(*command, "--output_dir", tmp_path / "alone")[0] == 0
-    for name in ("samples/samples.json", "samples/000001.png"):
-        target = tmp_path / "both" / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes((tmp_path / "alone" / name).read_bytes())
-    (tmp_path / "both/samples/000000.9.tmp").write_bytes(b"half of an image")
-    more = ("--inception_weights", inception_weights, "--device", "cpu", "--output_dir", tmp_path / "both")
+               "--batch_size", 1, "--reference", batch[0], "--metrics", "fid", "is", "clip_score", "cmmd",
+               "--clip_model", tmp_path / "clip", "--cmmd_model", tmp_path / "clip",
+               "--output_dir", output]  # fmt: skip
+    assert run(*command)[0] == 0
+    alone, images = rows_in(output), {path: path.read_bytes() for path in output.glob("samples/*.png")}
+    files = [path for path in output.rglob("*") if path.is_file()]
+    left = [path for path in files if path.name.startswith(("samples.json", "000001.", "0000001-"))]
+    assert len(left) == 2 + 5, "an image, and features of a second one of each side"
+    for path in set(files) - set(left):
+        path.unlink()
+    kept = {path: path.stat().st_mtime_ns for path in left if path.name != "samples.json"}
+    (output / "samples/000000.9.tmp").write_bytes(b"half of an image")
+    more = ("--inception_weights", inception_weights, "--device", "cpu")
     modules = ["diffusers_crosswkv.evaluation.metrics", "diffusers_crosswkv.generation"]
     assert run_script_in_processes(SCRIPT, [*command, *more], 2, modules) == [0, 0]
-    for number in range(3):
-        name = f"samples/{number:06d}.png"
-        assert (tmp_path / "both" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
-    one, two = rows_in(tmp_path / "alone"), rows_in(tmp_path / "both")
-    assert [row["processes"] for row in one + two] == [1, 2]
-    assert [row["value"] for row in one] == [row["value"] for row in two]
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "not made twice"
+    assert {path: path.read_bytes() for path in output.glob("samples/*.png")} == images and len(images) == 3
+    both = rows_in(output)
+    assert [row["metric"] for row in both] == ["fid", "is", "clip_score", "cmmd"]
+    assert [row["processes"] for row in alone + both] == [1] * 4 + [2] * 4
+    assert [row["value"] for row in alone] == [row["value"] for row in both]
+
+
+@pytest.fixture
+def small_protocol(monkeypatch):
+    """CIFAR-10's, of few pictures of 8 pixels."""
+    small = dataclasses.replace(
+        PROTOCOLS["cifar10"], side=8, reference_images=4, num_samples=12, steps=2, num_prompts=11
+    )
+    monkeypatch.setitem(PROTOCOLS, "cifar10", small)
+
+
+def test_a_protocol_is_one_command(
+    run, small_protocol, pipeline_dir, prompts_file, batch, tokenizer, tmp_path, monkeypatch
+):
+    save_clip(tmp_path / "clip", tokenizer)
+    monkeypatch.chdir(tmp_path)
+    command = ("--protocol", "cifar10", "--model", pipeline_dir, "--reference", batch[0])
+    assert run(*command, "--clip_model", tmp_path / "clip", "--sampling_batch_size", 12)[0] == 0
+    output = Path("runs/evaluation/cifar10")
+    rows = rows_in(output)
+    assert [row["metric"] for row in rows] == list(PAPER_METRICS)
+    for row in rows:
+        assert (row["protocol"], row["sampler"], row["steps"], row["seed"]) == ("cifar10", "DDPMScheduler", 2, 0)
+        assert row["num_samples"] == (11 if row["metric"] == "clip_score" else 12)
+    prompts = (output / "prompts.txt").read_text(encoding="utf-8").splitlines()
+    assert (len(prompts), prompts[0], prompts[10]) == (12, "an airplane", "a photo of an airplane")
+    made = json.loads((output / "samples/samples.json").read_text(encoding="utf-8"))["asked"]
+    assert made["prompts"] == prompts and (made["height"], made["width"]) == (8, 8)
+    score = ("--metrics", "clip_score", "--clip_model", tmp_path / "clip", "--protocol", "cifar10")
+    assert run(*score, "--samples", output / "samples", "--prompts_file", output / "prompts.txt")[0] == 0
+    again = rows_in(output)
+    assert [row["metric"] for row in again] == list(PAPER_METRICS) and again[-1]["value"] == rows[-1]["value"]
+    code, _ = run(*command, *score, "--prompts_file", prompts_file, "--output_dir", tmp_path / "own")
+    assert code == 0 and rows_in(tmp_path / "own")[0]["num_samples"] == 11, "three prompts, again and again"
 
 
 def test_what_is_refused(run, batch, prompts_file, pipeline_dir, tmp_path):
@@ -176,15 +241,19 @@ def test_what_is_refused(run, batch, prompts_file, pipeline_dir, tmp_path):
     ):
         assert wrong in code
     made = ("--model", pipeline_dir, "--prompts_file", prompts_file, "--protocol", "cifar10", *where)
-    code, _ = run(*made, "--reference", npz, "--metrics", "fid", "clip_score", "--num_prompts", 2)
-    for wrong in (
-        "size of the reference must be (32, 32), got (8, 8)",
-        "reference images must be 50000, got 4",
-        "prompts of the CLIP score must be 1000, got 2",
-    ):
+    code, _ = run(*made, "--reference", npz, "--metrics", "fid")
+    for wrong in ("size of the reference must be (32, 32), got (8, 8)", "reference images must be 50000, got 4"):
         assert wrong in code
-    code, _ = run(*made, "--metrics", "is", "--scheduler", "ddim", "--steps", 250)
-    assert "cifar10: sampler must be DDPMScheduler, got DDIMScheduler. The reference is CIFAR-10's" in code
+    scored = ("--metrics", "clip_score", "--prompts_file", prompts_file)
+    code, _ = run("--samples", folder, "--protocol", "cifar10", *scored, *where)
+    assert "prompts of the CLIP score must be 1000, got 3" in code
+    code, _ = run(*made, "--metrics", "is", "--scheduler", "ddim", "--steps", 250, "--height", 8, "--num_prompts", 2)
+    assert "--scheduler must be DDPMScheduler, got DDIMScheduler; --height must be 32, got 8; --num_prompts m" in code
+    faces = ("--protocol", "celeba64", "--reference", folder, "--reference_resize", 8)
+    code, _ = run("--samples", folder, *faces, *where)
+    assert "celeba64: --reference_resize must be 64, got 8. Leave that to --protocol" in code
+    code, _ = run("--model", pipeline_dir, "--reference", npz, "--protocol", "imagenet256", *where)
+    assert "ImageNet's 1000 class names, from LOC_synset_mapping.txt or synset_words.txt, got 0 in or beside" in code
     code, _ = run("--samples", folder, "--metrics", "clip_score", *where)
     assert code == "error: clip_score must have the prompts of the images (--prompts_file), got none."
     code, _ = run("--model", pipeline_dir, "--prompts_file", prompts_file, "--num_samples", 1, "--steps", 1,
@@ -240,6 +309,10 @@ def test_arguments_that_would_do_nothing(run, batch, pipeline_dir, prompts_file,
     for number in (0, -1, 4):
         code, _ = run(*measured, "--prompts_file", prompts_file, "--num_prompts", number)
         assert code == f"error: --num_prompts must be 1 to the number of prompts in --prompts_file (3), got {number}."
+    code, _ = run(*measured, "--captions_from", folder)
+    assert code.startswith("error: --captions_from must come with --model and --protocol and without --prompts_file")
+    code, _ = run(*measured[:-2])
+    assert code.startswith("error: --output_dir must name a folder")
     facts = {"sampler": "DDIMScheduler", "steps": 50, "guidance": 2.0, "model": "mine", "seed": 0}
     (folder / "samples.json").write_text(json.dumps({"asked": {}, "facts": facts}))
     for option, value, right in (

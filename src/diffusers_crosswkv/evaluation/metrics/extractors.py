@@ -11,18 +11,19 @@ import transformers
 from PIL import Image
 
 from .image_sets import digest
-from .inception import InceptionV3
+from .inception import SIDE, InceptionV3
 from .weights import load_inception, sha256
 
 CLIP_MODEL = "openai/clip-vit-large-patch14"
 MULTILINGUAL_CLIP_MODEL = "google/siglip2-large-patch16-256"
 CMMD_MODEL = "openai/clip-vit-large-patch14-336"
-CLIP_SCALE = 100.0
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 class InceptionFeatures:
     """`pool` and `spatial`, see [`InceptionV3`]; always float32, without TF32."""
+
+    resize = f"TensorFlow 1 bilinear to {SIDE} x {SIDE}"
 
     def __init__(self, path: Path, device: torch.device):
         self.path, self.device = path, device
@@ -47,12 +48,12 @@ class InceptionFeatures:
 
 
 class ClipScores:
-    """`score`: 100 max(cos(image, prompt), 0) (Hessel et al., 2021, arXiv:2104.08718, without its factor 2.5).
+    """`cosine` of an image with its prompt, for [`clip_score`].
 
-    That is torchmetrics' CLIPScore before the mean. Images are resized by Pillow whatever else is installed, so that
-    figures of two machines agree. Any model of transformers with embeddings of text and of images will do: CLIP,
-    AltCLIP, SigLIP, SigLIP 2, Chinese CLIP. The SigLIPs get their prompts as they were trained: in small letters, at
-    full length, and without a mask (arXiv:2502.14786).
+    Images are resized by Pillow whatever else is installed, so that figures of two machines agree. Any model of
+    transformers with embeddings of text and of images will do: CLIP, AltCLIP, SigLIP, SigLIP 2, Chinese CLIP. The
+    SigLIPs get their prompts as they were trained: in small letters, at full length, and without a mask
+    (arXiv:2502.14786).
 
     Args:
         model: a folder or an id on the Hub; only safetensors weights are read.
@@ -71,11 +72,15 @@ class ClipScores:
         self.texts = [prompt.lower() for prompt in prompts] if self.is_siglip else list(prompts)
 
     def identity(self, start: int, stop: int) -> str:
-        return f"clip score {self.weights} {digest(self.texts[start:stop])}"
+        return f"clip cosine {self.weights} {digest(self.texts[start:stop])}"
 
     @cached_property
     def image_processor(self) -> Any:
         return load(transformers.AutoImageProcessor, self.model, backend="pil")
+
+    @property
+    def resize(self) -> str:
+        return resize_of(self.image_processor)
 
     @cached_property
     def network(self) -> Any:
@@ -116,8 +121,7 @@ class ClipScores:
         ).to(self.device)
         of_images = self.network.get_image_features(**pixels).pooler_output.float()
         of_prompts = self.network.get_text_features(**tokens).pooler_output.float()
-        cosine = torch.nn.functional.cosine_similarity(of_images, of_prompts)
-        return {"score": CLIP_SCALE * cosine.clamp(min=0)}
+        return {"cosine": torch.nn.functional.cosine_similarity(of_images, of_prompts)}
 
 
 class ClipEmbeddings:
@@ -129,6 +133,14 @@ class ClipEmbeddings:
 
     def identity(self, start: int, stop: int) -> str:
         return f"cmmd {self.weights}"
+
+    @cached_property
+    def side(self) -> int:
+        return load(transformers.CLIPVisionConfig, self.model).image_size
+
+    @property
+    def resize(self) -> str:
+        return f"central square, Pillow bicubic to {self.side} x {self.side}"
 
     @cached_property
     def network(self) -> Any:
@@ -144,11 +156,21 @@ class ClipEmbeddings:
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray, start: int) -> dict[str, torch.Tensor]:
-        side = self.network.config.image_size
-        pixels = torch.from_numpy(np.stack([square(image, side) for image in images])) / 255
+        pixels = torch.from_numpy(np.stack([square(image, self.side) for image in images])) / 255
         pixels = (pixels - torch.tensor(CLIP_MEAN)) / torch.tensor(CLIP_STD)
         embeddings = self.network(pixel_values=pixels.permute(0, 3, 1, 2).to(self.device)).image_embeds.float()
         return {"embedding": torch.nn.functional.normalize(embeddings)}
+
+
+def resize_of(processor: Any) -> str:
+    """How an image processor of transformers resizes and crops with Pillow."""
+
+    def sides(size: Any) -> str:
+        return " x ".join(f"{name} {value}" for name, value in dict(size or {}).items())
+
+    method = Image.Resampling(processor.resample).name.lower()
+    resized = f"Pillow {method} to {sides(processor.size)}" if processor.do_resize else "none"
+    return f"{resized}, cropped to {sides(processor.crop_size)}" if processor.do_center_crop else resized
 
 
 def square(image: np.ndarray, side: int) -> np.ndarray:

@@ -4,6 +4,8 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...files import write_whole
+
 NOT_FOREIGN = ("LATIN", "MODIFIER", "MICRO", "FEMININE ORDINAL", "MASCULINE ORDINAL")  # as names of letters begin
 
 
@@ -31,6 +33,11 @@ def read_image_prompts(path: Path) -> tuple[str, ...]:
             "delete it, or write that image's prompt there."
         )
     return prompts
+
+
+def write_image_prompts(path: Path, prompts: Sequence[str]) -> None:
+    """A file for [`read_image_prompts`], written whole."""
+    write_whole(path, "".join(f"{prompt}\n" for prompt in prompts).encode())
 
 
 def check_english(prompts: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ import diffusers_crosswkv
 
 from ...environment import environment
 from ..kernel_rows import Row, commit
+from .clip_score import CLIP_SCALE, clip_score
 from .config import EvaluationConfig
 from .extractors import ClipEmbeddings, ClipScores, InceptionFeatures
 from .features import FeatureFiles
@@ -20,6 +21,8 @@ from .kernel_distances import cmmd
 from .protocols import PROMPT_METRICS, REFERENCE_METRICS, result_name
 from .rows import RESULTS, put_row
 from .weights import find_inception_weights, load_inception
+
+Network = InceptionFeatures | ClipScores | ClipEmbeddings
 
 
 def check_weights(config: EvaluationConfig, state: PartialState) -> None:
@@ -98,7 +101,7 @@ class Work:
         figures = InceptionFigures(metrics, inception, self.state.device)
         figures.read(samples, reference, given)
         for name, value, more in figures.all():
-            yield self.row(name, value, {"weights": inception.weights} | more)
+            yield self.row(name, value, inception, more)
 
     def clip_rows(self) -> Iterator[Row]:
         prompts = self.config.prompts
@@ -108,14 +111,13 @@ class Work:
             files = self.features(name, self.samples, scorer, len(prompts))
             if not self.state.is_main_process:
                 continue
-            scores = torch.cat([batch["score"] for batch in files.read()]).double()
+            cosines = torch.cat([batch["cosine"] for batch in files.read()]).double()
             more = {
-                "weights": scorer.weights,
                 "prompts": f"sha256:{digest(list(prompts))}",
                 "cut_prompts": scorer.cut_prompts(),
-                "deviation": float(scores.std()) if len(scores) > 1 else 0.0,
+                "deviation": CLIP_SCALE * float(cosines.std()) if len(cosines) > 1 else 0.0,
             }
-            yield self.row(name, float(scores.mean()), more, count=len(prompts))
+            yield self.row(name, clip_score(cosines), scorer, more, count=len(prompts))
 
     def cmmd_rows(self) -> Iterator[Row]:
         if "cmmd" not in self.config.metrics or self.reference is None:
@@ -131,29 +133,30 @@ class Work:
         if not self.state.is_main_process:
             return
         samples, reference = (torch.cat([batch["embedding"] for batch in files.read()]) for files in sides)
-        yield self.row("cmmd", cmmd(samples, reference), {"weights": network.weights, "reference_images": len(chosen)})
+        yield self.row("cmmd", cmmd(samples, reference), network, {"reference_images": len(chosen)})
 
-    def features(
-        self, name: str, images: ImageSet, extractor: InceptionFeatures | ClipScores | ClipEmbeddings, count: int
-    ) -> FeatureFiles:
+    def features(self, name: str, images: ImageSet, extractor: Network, count: int) -> FeatureFiles:
         files = FeatureFiles(
             self.config.output_dir / "features" / name, images, extractor, count, self.config.batch_size
         )
         files.extract(self.state, name)
         return files
 
-    def row(self, metric: str, value: float, more: Row, count: int | None = None) -> Row:
+    def row(self, metric: str, value: float, network: Network, more: Row, count: int | None = None) -> Row:
         config, samples = self.config, self.samples
         count = len(samples) if count is None else count
         reference = self.reference if metric in REFERENCE_METRICS else None
         row: Row = {
-            "name": result_name(metric, samples, count, config.facts, reference),
+            "name": result_name(metric, samples, count, config.facts, network.resize, reference),
             "metric": metric,
             "value": value,
             "protocol": config.protocol,
             "num_samples": count,
             "samples": samples.name,
             "size": list(samples.size),
+            "resize": samples.resize,
+            "network_resize": network.resize,
+            "weights": network.weights,
             **asdict(config.facts),
         }
         if reference is not None:

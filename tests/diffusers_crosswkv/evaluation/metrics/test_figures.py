@@ -8,6 +8,7 @@ import scipy.linalg
 import torch
 from metric_cases import RECORDED, SUBSET_SIZE, SUBSETS, correlated, some_logits, two_sets
 
+from diffusers_crosswkv.evaluation.metrics.clip_score import clip_score
 from diffusers_crosswkv.evaluation.metrics.frechet import Gaussian, Moments, frechet_distance, gaussian_of
 from diffusers_crosswkv.evaluation.metrics.inception_score import inception_score
 from diffusers_crosswkv.evaluation.metrics.kernel_distances import cmmd, kid
@@ -235,3 +236,8 @@ def test_cmmd_by_brute_force(monkeypatch):
 
     assert cmmd(x, y) == close(1000 * (mean(x, x) + mean(y, y) - 2 * mean(x, y)), rel=1e-9)
     assert cmmd(x, x) == close(0, abs=1e-9)
+
+
+def test_clip_score_is_a_mean_of_all_pairs():
+    assert clip_score(torch.tensor([0.5, -0.25])) == close(12.5, rel=1e-6)
+    assert clip_score(torch.tensor([0.25, -0.5])) == 0

@@ -1,4 +1,6 @@
+import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from pictures import write_image
 from safetensors.torch import load_file
 
 from diffusers_crosswkv.evaluation.metrics import EvaluationConfig, evaluate, features, inception_figures, run
-from diffusers_crosswkv.evaluation.metrics.extractors import ClipEmbeddings
+from diffusers_crosswkv.evaluation.metrics.extractors import ClipEmbeddings, ClipScores
 from diffusers_crosswkv.evaluation.metrics.features import FeatureFiles
 from diffusers_crosswkv.evaluation.metrics.npz_images import open_images
 from diffusers_crosswkv.evaluation.metrics.rows import put_row
@@ -59,6 +61,27 @@ def test_rows_are_written_as_they_come(sides, monkeypatch):
     with pytest.raises(MemoryError):
         evaluate(config_of(sides, "clip_score", "cmmd"), PartialState(cpu=True))
     assert [row["metric"] for row in read(sides / "out/results.jsonl")] == ["clip_score"]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_clip_score_of_negative_pairs(sides, monkeypatch, sign):
+    """torchmetrics sums all cosines and sets the mean alone to 0 where it is negative."""
+    of_images, noise = torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(0))
+    of_prompts = sign * torch.tensor([[3.0], [-1.0], [2.0], [-1.0]]) * of_images + noise
+    network = SimpleNamespace(
+        get_image_features=lambda **pixels: SimpleNamespace(pooler_output=of_images),
+        get_text_features=lambda **tokens: SimpleNamespace(pooler_output=of_prompts),
+    )
+    monkeypatch.setattr(ClipScores, "network", network)
+    config = dataclasses.replace(config_of(sides, "clip_score"), prompts=("one", "two", "three", "four"))
+    (row,) = evaluate(config, PartialState(cpu=True))
+    unit = [x / x.norm(p=2, dim=-1, keepdim=True) for x in (of_images, of_prompts)]
+    score = 100 * (unit[0] * unit[1]).sum(axis=-1)
+    assert (score < 0).sum() == 2
+    expected = torch.max(score.sum(0) / len(score), torch.zeros(()))
+    assert row["value"] == pytest.approx(float(expected), rel=1e-5)
+    assert row["deviation"] == pytest.approx(float(score.std()), rel=1e-5)
+    assert (row["value"] > 0) == (sign > 0)
 
 
 def test_cmmd_embeds_only_what_it_compares(sides, monkeypatch):

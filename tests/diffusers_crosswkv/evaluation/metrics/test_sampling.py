@@ -119,8 +119,8 @@ def test_a_folder_of_something_else_is_refused(sample, tmp_path, name):
 
 
 def test_a_protocol_is_held_before_much_is_made(sample, tmp_path, monkeypatch):
-    monkeypatch.setitem(protocols.PROTOCOLS, "small", protocols.Protocol(4, "nothing", num_samples=5, steps=2,
-                        sampler="DPMSolverMultistepScheduler"))  # fmt: skip
+    small = protocols.Protocol(4, "nothing", 1, "none", num_samples=5, steps=2, sampler="DPMSolverMultistepScheduler")
+    monkeypatch.setitem(protocols.PROTOCOLS, "small", small)
     config = EvaluationConfig(tmp_path / "samples", tmp_path, ("is",), protocol="small")
 
     def check(facts, size):
