@@ -1,7 +1,8 @@
-"""What tests of several rooms share."""
+"""What tests of several rooms share. Diffusers and Hypothesis may be missing: `make gpu-test` needs neither."""
 
 import copy
 import os
+from contextlib import suppress
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # kernels run on CPU tensors; read once, when Triton is imported
@@ -10,16 +11,13 @@ os.environ.setdefault("TRITON_INTERPRET", "0" if "CROSSWKV_TEST_DEVICE" in os.en
 import interpreter
 import pytest
 import torch
-from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
-from hypothesis import settings
 from unets import SMALL_UNET
 
-from diffusers_crosswkv import DIR7Pipeline, DIR7UNet2DConditionModel
-from diffusers_crosswkv.data.digits import all_captions
-from diffusers_crosswkv.training.text import fit_tokenizer, make_text_encoder
+with suppress(ImportError):
+    from hypothesis import settings
 
-settings.register_profile("crosswkv", deadline=None, max_examples=20, derandomize=True)
-settings.load_profile("crosswkv")
+    settings.register_profile("crosswkv", deadline=None, max_examples=20, derandomize=True)
+    settings.load_profile("crosswkv")
 torch.set_num_threads(1)
 if os.environ["TRITON_INTERPRET"] == "1":
     interpreter.install()
@@ -51,6 +49,7 @@ def state_fusion(request):
 @pytest.fixture
 def make_unet():
     """Small U-Nets with every parameter away from its start, so that nothing is neutral by accident."""
+    from diffusers_crosswkv import DIR7UNet2DConditionModel
 
     def make(seed=0, randomize=True, **config):
         torch.manual_seed(seed)
@@ -65,12 +64,19 @@ def make_unet():
 
 @pytest.fixture(scope="session")
 def tokenizer():
+    from diffusers_crosswkv.data.digits import all_captions
+    from diffusers_crosswkv.training.text import fit_tokenizer
+
     return fit_tokenizer(all_captions())
 
 
 @pytest.fixture
 def make_pipeline(make_unet, tokenizer):
     """A small pipeline with random weights."""
+    from diffusers import DPMSolverMultistepScheduler
+
+    from diffusers_crosswkv import DIR7Pipeline
+    from diffusers_crosswkv.training.text import make_text_encoder
 
     def make(scheduler=None, seed=0, **config):
         torch.manual_seed(seed)
@@ -86,4 +92,6 @@ def make_pipeline(make_unet, tokenizer):
 
 @pytest.fixture
 def noise_schedule():
+    from diffusers import DDPMScheduler
+
     return DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")

@@ -118,7 +118,7 @@ def othello_figures():
 
 def robustness_figures():
     rows = rows_of("robustness/rows.jsonl")
-    for name in ("as in training", "unseen wording"):
+    for name in ("as in training", "unseen wording", "medium, digit last", "long, digit first"):
         found = {r["arm"]: r["right"] for r in of(rows, kind="prompts", prompts=name, endoftext=True)}
         yield name + ": `state` {state:.1%}, softmax {softmax:.1%}", found
     training = of(rows, kind="training", arm="state")[0]

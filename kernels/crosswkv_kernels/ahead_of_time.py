@@ -33,11 +33,11 @@ TARGETS = {
 class Resources(NamedTuple):
     """What one compiled kernel takes: registers per thread, bytes of shared memory and of spills per thread.
 
-    `widths` are K and V of the heads, `feature_map` what the kernel does to channels, if anything.
+    `widths` are K and V of the heads, `version` what tells launches of one kernel apart, see [`version_of`].
     """
 
     kernel: str
-    feature_map: str
+    version: str
     widths: tuple[int, int]
     dtype: str
     target: str
@@ -57,8 +57,17 @@ def compile_launch(launch: Launch, target: str, widths: tuple[int, int], dtype: 
     compiled = triton.compile(source, target=TARGETS[target], options=options)
     registers, spills = (read_amd if target.startswith("gfx") else read_nvidia)(compiled)
     shared = compiled.metadata.shared
-    name, feature_map = launch.kernel.__name__, launch.constants.get("MAP", "")
-    return Resources(name, feature_map, widths, dtype, target, registers, shared, spills, launch.num_warps)
+    name, version = launch.kernel.__name__, version_of(launch)
+    return Resources(name, version, widths, dtype, target, registers, shared, spills, launch.num_warps)
+
+
+def version_of(launch: Launch) -> str:
+    """The feature map of a kernel that has one, of others the values per program and whether they lack receptances."""
+    held = launch.constants
+    if "MAP" in held:
+        return str(held["MAP"])
+    values = [f"BV {held['BV']}"] if "BV" in held else []
+    return ", ".join(values + ["no r"] * ("p_r" in held))
 
 
 def read_nvidia(compiled: Any) -> tuple[int, int]:
@@ -84,17 +93,15 @@ def read_amd(compiled: Any) -> tuple[int, int]:
 
 
 def record_specimens(target: str, widths: tuple[int, int], dtype: torch.dtype, every: bool) -> list[Launch]:
-    """What one call of each operator, forward and backward, starts.
-
-    One launch of each kernel and feature map unless `every`.
-    """
+    """What the calls of `specimens.py` start: one launch of each kernel and version unless `every`."""
     from .specimens import elementwise_specimens, scan_specimens
 
     with record_launches("amd" if target.startswith("gfx") else "nvidia"):
         launches = [*elementwise_specimens(*widths, [dtype]), *scan_specimens(*widths, [dtype])]
     if every:
         return launches
-    kinds = {(launch.kernel, launch.constants.get("MAP")): launch for launch in reversed(launches)}
+    launches = [launch for launch in launches if launch.constants.get("V", widths[1]) == widths[1]]
+    kinds = {(launch.kernel, version_of(launch)): launch for launch in reversed(launches)}
     return list(kinds.values())  # the first has all its parts
 
 
@@ -103,7 +110,7 @@ def main() -> None:
     parser.add_argument("--targets", nargs="+", choices=list(TARGETS), default=list(TARGETS))
     parser.add_argument("--widths", type=int, nargs=2, default=(64, 64), metavar=("K", "V"), help="of the heads")
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"], choices=DTYPES)
-    parser.add_argument("--every", action="store_true", help="every launch, not one of each kernel")
+    parser.add_argument("--every", action="store_true", help="every launch, not one of each version of a kernel")
     parser.add_argument("--json", action="store_true", help="one JSON object per line in the place of a table")
     arguments = parser.parse_args()
     if not arguments.json:

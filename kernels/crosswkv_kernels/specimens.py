@@ -10,6 +10,7 @@ from .triton_launch import Launch, active_recorder
 
 DTYPES = (torch.bfloat16, torch.float32)
 BATCH, LENGTH, HEADS = 2, 80, 3
+MANY_HEADS = 64  # so many that a program owns all values of its head
 IMAGE_LENGTH = 8192  # so long that programs of a backward pass take several blocks each
 
 
@@ -82,10 +83,11 @@ def scan_readout_specimen(K: int, V: int, dtype: torch.dtype) -> None:
 
 
 def scan_specimens(key_dim: int = 64, value_dim: int = 64, dtypes: Iterable[torch.dtype] = DTYPES) -> list[Launch]:
-    """The same for the recurrence: a short text, a long sequence in segments, and token by token.
+    """The same for the recurrence: a short text, a long sequence in segments, many heads, and token by token.
 
-    Heads whose keys are products of as many channels as their values have, those of `state` fusion, have one decay,
-    one rate and one size of keys.
+    Each reads, as in `prefix` and `paper` fusion, or leaves a state alone, as in `state` fusion. Heads whose keys are
+    products of as many channels as their values have, those of `state` fusion, have one decay, one rate and one size
+    of keys.
 
     Raises:
         RuntimeError: nothing records launches.
@@ -94,20 +96,38 @@ def scan_specimens(key_dim: int = 64, value_dim: int = 64, dtypes: Iterable[torc
     first = len(recorder.launches)
     rates = 1 if key_dim == PRODUCTS * value_dim else key_dim
     for dtype in dtypes:
-        for length in (LENGTH, IMAGE_LENGTH):
-            inputs = scan_inputs(length, key_dim, value_dim, rates, dtype)
-            o, state = wkv7(*inputs, output_final_state=True, mode="chunk", backend="triton")
-            assert o is not None and state is not None
-            (o.sum() + state.sum()).backward()
-        wkv7(*scan_inputs(LENGTH, key_dim, value_dim, rates, dtype), mode="recurrent", backend="triton")
+        for reads in (True, False):
+            for length, heads in ((LENGTH, HEADS), (IMAGE_LENGTH, HEADS), (LENGTH, MANY_HEADS)):
+                scan_specimen(scan_inputs(length, heads, key_dim, value_dim, rates, dtype), reads)
+            inputs = scan_inputs(LENGTH, HEADS, key_dim, value_dim, rates, dtype)
+            start = tensor(BATCH, HEADS, value_dim, key_dim)
+            scan_specimen(inputs, reads, start)
+            inference_specimens(inputs, reads, start)
         odd_scan_specimens(dtype)
     return recorder.launches[first:]
 
 
-def scan_inputs(length: int, K: int, V: int, rates: int, dtype: torch.dtype) -> list[torch.Tensor]:
+def scan_inputs(length: int, heads: int, K: int, V: int, rates: int, dtype: torch.dtype) -> list[torch.Tensor]:
     """r, w, k, v, kappa, a."""
     widths = (K, rates, rates, V, K, rates)
-    return [tensor(BATCH, length, HEADS, width, dtype=dtype) for width in widths]
+    return [tensor(BATCH, length, heads, width, dtype=dtype) for width in widths]
+
+
+def scan_specimen(inputs: list[torch.Tensor], reads: bool, start: torch.Tensor | None = None) -> None:
+    """In chunks, with gradients of what is returned: output and state, or the state alone."""
+    r = inputs[0] if reads else None
+    results = wkv7(r, *inputs[1:], initial_state=start, output_final_state=True, mode="chunk", backend="triton")
+    torch.stack([x.float().sum() for x in results if x is not None]).sum().backward()
+
+
+def inference_specimens(inputs: list[torch.Tensor], reads: bool, start: torch.Tensor) -> None:
+    """In chunks, of which nothing is kept, and token by token; a first state comes with a last one."""
+    r = inputs[0] if reads else None
+    with torch.no_grad():
+        for mode in ("chunk", "recurrent"):
+            for state in (None, start):
+                final = state is not None
+                wkv7(r, *inputs[1:], initial_state=state, output_final_state=final, mode=mode, backend="triton")
 
 
 def odd_scan_specimens(dtype: torch.dtype) -> None:

@@ -92,8 +92,9 @@ def dot_precision(*tensors: torch.Tensor | None) -> str:
 
 def _as_launch(kernel: Any, arguments: tuple, constants: dict[str, Any], num_warps: int, num_stages: int) -> Launch:
     signature, held, divisible = {}, dict(constants), []
+    unspecialized = getattr(kernel, "do_not_specialize", ())  # an interpreted kernel has none
     for name, value in zip(kernel.arg_names, arguments, strict=False):
-        if name in kernel.do_not_specialize:
+        if name in unspecialized:
             signature[name] = _type_of(value)
             continue
         if value is None or value is True or value is False or (isinstance(value, int) and value == 1):

@@ -69,9 +69,9 @@ def readout_forward(
 
 
 # A token and a head, K = V = 64, 16 bits: 640 bytes with a gate, 384 without, and two states a group of NB blocks;
-# with `quadratic`, K = 64 and V = 16, 96 without a gate. A wide float32 state is more than registers or Blackwell's
-# tensor memory hold: a program then writes the gradients of BK of its columns, and all those of a head compute what
-# was read.
+# with `quadratic`, K = 64 and V = 16, 96 without a gate. A wide state is more than registers, Blackwell's tensor
+# memory or the shared memory of sm_86 hold: a program then writes the gradients of BK of its columns, and all those of
+# a head compute what was read.
 @triton.jit
 def readout_backward(
     p_do, p_r, p_S, p_weight, p_bias, p_gate, p_dr, p_dS, p_dweight, p_dbias, p_dgate,
@@ -211,7 +211,7 @@ def state_readout_backward(
     tensors = (do, r, state, optional_contiguous(norm_weight), optional_contiguous(norm_bias), gate)
     products = feature_map == QUADRATIC
     columns = PRODUCTS * options["BN"] if products else options["K"]
-    if (products or options["PRECISION"] != "tf32") and options["BK"] * options["BV"] > 64 * 64:
+    if options["BK"] * options["BV"] > 64 * 64:
         options["BK"] = max(WIDE_BLOCK_K, options["BN"] if products else 0)
     NK = triton.cdiv(columns, options["BK"])
     options |= {"NB": blocks_per_group, "NK": NK}

@@ -1,6 +1,6 @@
 """The recurrence token by token in one launch, for inference on short texts; a step of one token is T = 1.
 
-Bytes per token and head at K = V = 64, bf16: 896, and the state once in and once out.
+Bytes per token and head at K = V = 64, bf16: 896; and 16 kB for each of a first and a last state that there are.
 """
 
 import triton

@@ -24,13 +24,33 @@ of 128 B, r w k v kappa a o; forward and backward 20 rows):
     in segments            640 more forward (w k v kappa a), 640 more backward (r w kappa a do), and 6 x 64 x 64 floats
                            each way per segment of at least 256 tokens: up to 6,656, 2.6 times the least
 
-What `state_writes` returns is float32 but for the value: 128 B more for each of w, k, kappa, a and their gradients.
-Where w, a and, as a multiple of kappa, k are one number per head, as `state` fusion writes them, each of them takes 4
-bytes in the place of 256.
+The state before the first token, where one is given, and that behind the last, where it is asked for, are 16 kB per
+head each. What `state_writes` returns is float32 but for the value: 128 B more for each of w, k, kappa, a and their
+gradients. Where w, a and, as a multiple of kappa, k are one number per head, as `state` fusion writes them, each of
+them takes 4 bytes in the place of 256.
 """
 
 import triton
 import triton.language as tl
+
+
+@triton.constexpr_function
+def exact(precision, width=64):
+    """The precision of products that remove something from a state, where one pass of tf32 is not enough.
+
+    Tensor cores cut digits off, always towards zero: each token would remove a little too little, and the error of a
+    state that forgets nothing would grow with its age, to several percent in a thousand tokens.
+    Where heads are wider than 64 channels, a program of all values has no shared memory for more than one pass.
+    """
+    return "tf32x3" if precision == "tf32" and width <= 64 else precision
+
+
+@triton.jit
+def rounded(b_x, PRECISION: tl.constexpr):
+    """To the nearest number that one pass of tf32 takes whole: such errors cancel, and it needs fewer registers."""
+    if PRECISION == "tf32":
+        b_x = ((b_x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+    return b_x
 
 
 @triton.jit
@@ -115,8 +135,8 @@ def invert(b_L, PRECISION: tl.constexpr):
         if 2**i < BT:
             row, column = o_i[:, None] // (2**i), o_i[None, :] // (2**i)
             joined = tl.where((row == column + 1) & (row % 2 == 1), b_L, 0.0)
-            b_Y = tl.dot(b_X, joined, input_precision=PRECISION)
-            b_X -= tl.dot(b_Y, b_X, input_precision=PRECISION)
+            b_Y = tl.dot(b_X, joined, input_precision=exact(PRECISION))
+            b_X -= tl.dot(b_Y, b_X, input_precision=exact(PRECISION))
     return b_X
 
 
@@ -130,8 +150,8 @@ def load_writes(
     b_kappa = load_block(p_kappa, o_t, stride_kappa, o_k, length, K)
     b_a = load_rates(p_a, o_t, stride_a, o_k, length, K, KA)
     b_c = tl.cumsum(b_w, axis=0)
-    b_A = b_kappa * tl.exp(b_c - b_w)
-    b_B = b_kappa * b_a * tl.exp(-b_c)
+    b_A = rounded(b_kappa * tl.exp(b_c - b_w), PRECISION)
+    b_B = rounded(b_kappa * b_a * tl.exp(-b_c), PRECISION)
     b_L = below(tl.dot(b_A, tl.trans(b_B), input_precision=PRECISION), False)
     return b_w, b_c, b_A, b_B, invert(b_L, PRECISION)
 
@@ -144,10 +164,10 @@ def removed_values(b_A, b_S, b_M, b_V, b_X, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def next_state(b_S, b_V, b_D, b_U, b_B, b_w, PRECISION: tl.constexpr):
+def next_state(b_S, b_V, b_D, b_U, b_B, b_w, PRECISION: tl.constexpr, EXACT: tl.constexpr):
     """The state behind a chunk."""
     b_S = tl.dot(tl.trans(b_V), b_D, b_S, input_precision=PRECISION)
-    b_S -= tl.dot(tl.trans(b_U), b_B, input_precision=PRECISION)
+    b_S -= tl.dot(tl.trans(b_U), b_B, input_precision=EXACT)
     return b_S * tl.exp(tl.sum(b_w, axis=0))[None, :]
 
 
@@ -188,7 +208,7 @@ def wkv7_forward_kernel(
         b_D = load_keys(p_k, o_t, k_t, o_k, length, p_kappa, kappa_t, K, KK) * tl.exp(-b_c)
         b_V = load_block(p_v, o_t, v_t, o_v, length, V)
         b_M = below(tl.dot(b_A, tl.trans(b_D), input_precision=PRECISION), False)
-        b_U = removed_values(b_A, b_S, b_M, b_V, b_X, PRECISION)
+        b_U = removed_values(b_A, b_S, b_M, b_V, b_X, exact(PRECISION))
         if p_r is not None:
             b_R = load_block(p_r, o_t, r_t, o_k, length, K) * tl.exp(b_c)
             b_P = below(tl.dot(b_R, tl.trans(b_D), input_precision=PRECISION), True)
@@ -197,9 +217,11 @@ def wkv7_forward_kernel(
             b_O = tl.dot(b_P, b_V, b_O, input_precision=PRECISION)
             b_O -= tl.dot(b_Q, b_U, input_precision=PRECISION)
             store_block(p_o, o_t, heads * V, o_v, length, V, b_O)
-        b_S = next_state(b_S, b_V, b_D, b_U, b_B, b_w, PRECISION)
-    if p_final is not None and i_p == segments - 1:
-        store_state(p_final + i_bh * V * K, o_v, o_k, V, K, b_S)
+        b_S = next_state(b_S, b_V, b_D, b_U, b_B, b_w, PRECISION, exact(PRECISION))
+    if p_final is not None:
+        p_final += i_bh * V * K
+        if i_p == segments - 1:
+            store_state(p_final, o_v, o_k, V, K, b_S)
 
 
 @triton.jit(do_not_specialize=["length", "heads", "chunks_per_segment", "segments"])
@@ -239,6 +261,9 @@ def wkv7_backward_kernel(
         )
         b_D = load_keys(p_k, o_t, k_t, o_k, length, p_kappa, kappa_t, K, KK) * tl.exp(-b_c)
         b_M = below(tl.dot(b_A, tl.trans(b_D), input_precision=PRECISION), False)
+        if PRECISION == "tf32":  # the removal's gradient needs both parts
+            b_rest = b_X - rounded(b_X, PRECISION)
+            b_X -= b_rest
         b_decay = tl.exp(tl.sum(b_w, axis=0))[None, :]
         b_dA = tl.zeros((BT, BK), tl.float32)
         b_dB = tl.zeros((BT, BK), tl.float32)
@@ -253,12 +278,13 @@ def wkv7_backward_kernel(
             b_dR = tl.zeros((BT, BK), tl.float32)
             b_dP = tl.zeros((BT, BT), tl.float32)
             b_dQ = tl.zeros((BT, BT), tl.float32)
-        for i_v in range(0, tl.cdiv(V, BV)):
+        # `disable_licm`: with receptances registers are too short for operands that wait for the next block of values
+        for i_v in tl.range(0, tl.cdiv(V, BV), disable_licm=p_r is not None):
             o_v = i_v * BV + o_i
             b_S = load_state(p_saved + (i_bh * chunks + i_c) * V * K, o_v, o_k, V, K)
             b_V = load_block(p_v, o_t, v_t, o_v, length, V)
             b_U = removed_values(b_A, b_S, b_M, b_V, b_X, PRECISION)
-            b_G = load_state(p_dS, o_v, o_k, V, K) * b_decay  # of S + V^T D - U^T B
+            b_G = rounded(load_state(p_dS, o_v, o_k, V, K) * b_decay, PRECISION)  # of S + V^T D - U^T B
             b_dw += tl.sum(b_G * b_S, axis=0)
             b_dD = tl.dot(b_V, b_G, b_dD, input_precision=PRECISION)
             b_dB -= tl.dot(b_U, b_G, input_precision=PRECISION)
@@ -272,7 +298,11 @@ def wkv7_backward_kernel(
                 b_dQ -= tl.dot(b_dO, tl.trans(b_U), input_precision=PRECISION)
                 b_dR = tl.dot(b_dO, b_S, b_dR, input_precision=PRECISION)
                 b_G = tl.dot(tl.trans(b_dO), b_R, b_G, input_precision=PRECISION)
+            b_dU = rounded(b_dU, PRECISION)
             b_dY = tl.dot(tl.trans(b_X), b_dU, input_precision=PRECISION)  # of A S^T + M V
+            if PRECISION == "tf32":
+                b_dY = tl.dot(tl.trans(b_rest), b_dU, b_dY, input_precision=PRECISION)
+            b_dY = rounded(b_dY, PRECISION)
             b_dV = tl.dot(tl.trans(b_M), b_dY, b_dV, input_precision=PRECISION)
             b_dM = tl.dot(b_dY, tl.trans(b_V), b_dM, input_precision=PRECISION)
             b_dL -= tl.dot(b_dY, tl.trans(b_U), input_precision=PRECISION)
@@ -346,10 +376,12 @@ def wkv7_segments_kernel(
         b_D = load_keys(p_k, o_t, k_t, o_k, length, p_kappa, kappa_t, K, KK) * tl.exp(-b_c)
         b_V = load_block(p_v, o_t, v_t, o_v, length, V)
         b_M = below(tl.dot(b_A, tl.trans(b_D), input_precision=PRECISION), False)
-        b_U = removed_values(b_A, b_S, b_M, b_V, b_X, PRECISION)
-        b_S = next_state(b_S, b_V, b_D, b_U, b_B, b_w, PRECISION)
-        b_U = tl.dot(b_X, tl.dot(b_A, tl.trans(b_T), input_precision=PRECISION), input_precision=PRECISION)
-        b_T -= tl.dot(tl.trans(b_U), b_B, input_precision=PRECISION)
+        b_U = removed_values(b_A, b_S, b_M, b_V, b_X, exact(PRECISION, BK))
+        b_S = next_state(b_S, b_V, b_D, b_U, b_B, b_w, PRECISION, exact(PRECISION, BK))
+        b_T = rounded(b_T, PRECISION)
+        b_U = tl.dot(b_A, tl.trans(b_T), input_precision=PRECISION)
+        b_U = tl.dot(b_X, b_U, input_precision=exact(PRECISION, BK))
+        b_T -= tl.dot(tl.trans(b_U), b_B, input_precision=exact(PRECISION, BK))
         b_T *= tl.exp(tl.sum(b_w, axis=0))[None, :]
     store_state(p_X + (i_bh * segments + i_p) * K * K, o_k, o_k, K, K, b_T)
     store_state(p_Y + (i_bh * segments + i_p) * V * K, o_v, o_k, V, K, b_S)
@@ -386,11 +418,11 @@ def wkv7_segments_backward_kernel(
         b_dO = load_block(p_do, o_t, do_t, o_v, length, V)
         b_Q = below(tl.dot(b_R, tl.trans(b_B), input_precision=PRECISION), True)
         b_G = b_dS * tl.exp(tl.sum(b_w, axis=0))[None, :]
-        b_dU = tl.dot(b_B, tl.trans(b_G), input_precision=PRECISION)
+        b_dU = tl.dot(b_B, tl.trans(b_G), input_precision=exact(PRECISION, BK))
         b_dU = tl.dot(tl.trans(b_Q), b_dO, b_dU, input_precision=PRECISION)
-        b_dY = tl.dot(tl.trans(b_X), b_dU, input_precision=PRECISION)
+        b_dY = tl.dot(tl.trans(b_X), b_dU, input_precision=exact(PRECISION, BK))
         b_dS = tl.dot(tl.trans(b_dO), b_R, b_G, input_precision=PRECISION)
-        b_dS -= tl.dot(tl.trans(b_dY), b_A, input_precision=PRECISION)
+        b_dS -= tl.dot(tl.trans(b_dY), b_A, input_precision=exact(PRECISION, BK))
     store_state(p_Y + (i_bh * segments + i_p) * V * K, o_v, o_k, V, K, b_dS)
 
 
@@ -417,6 +449,6 @@ def wkv7_combine_kernel(
         b_X = load_state(p_X + i_p * K * K, o_k, o_k, K, K)
         if REVERSE:
             b_X = tl.trans(b_X)
-        b_S = tl.dot(b_S, b_X, input_precision=PRECISION)
+        b_S = tl.dot(b_S, b_X, input_precision=exact(PRECISION, BK))
         if p_Y is not None:
             b_S += load_state(p_Y + i_p * V * K, o_v, o_k, V, K)

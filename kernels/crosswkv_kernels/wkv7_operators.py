@@ -103,14 +103,16 @@ def wkv7_operator(
     kappa: torch.Tensor,
     a: torch.Tensor,
     initial_state: torch.Tensor | None,
+    output_final_state: bool,
     segments: int,
     save: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Output (empty without `r`), final state, and for the backward, if `save`: states `[B, H, chunks, V, K]` at the
-    starts of chunks and, if there is more than one segment, the segments' transitions `[B, H, segments, K, K]`.
+    """Output (empty without `r`), final state (empty if it is not asked for), and for the backward, if `save`: states
+    `[B, H, chunks, V, K]` at the starts of chunks and, if there is more than one segment, the segments' transitions
+    `[B, H, segments, K, K]`.
     """
     sizes = sizes_of(kappa, v)
-    o, final_state, saved, transitions = empty_results(r, kappa, v, segments, save)
+    o, final_state, saved, transitions = empty_results(r, kappa, v, output_final_state, segments, save)
     (r, w, k, v, kappa, a), strides = strided(r, w, k, v, kappa, a)
     constants = chunk_constants(sizes, strides, r, w, k, v, kappa, a)
     per_segment = ceil_div(sizes.chunks, segments)
@@ -120,10 +122,15 @@ def wkv7_operator(
         starts = starts_of_segments(sizes, (w, k, v, kappa, a), strides[3:], starts, made, constants)
     options = forward_options(sizes, segments, constants["PRECISION"])
     grid = (sizes.programs * ceil_div(sizes.V, options["BV"]), segments)
-    results = (o if r is not None else None, starts, final_state, saved if save else None)
+    results = (o if r is not None else None, starts, asked_for(final_state), asked_for(saved))
     arguments = (r, w, k, v, kappa, a, *results, *strides, sizes.length, sizes.heads, per_segment, segments)
     launch(wkv7_forward_kernel, grid, *arguments, **options, **constants)
     return o, final_state, saved, transitions
+
+
+def asked_for(result: torch.Tensor) -> torch.Tensor | None:
+    """What a kernel shall write, or None: results that nobody asked for have no elements."""
+    return result if result.ndim > 1 else None
 
 
 def transitions_shape(sizes: Sizes, segments: int) -> tuple[int, ...]:
@@ -152,11 +159,12 @@ def pass_through_segments(sizes, start, transitions, added, constants, reverse: 
     return passed
 
 
-def empty_results(r, kappa, v, segments: int, save: bool) -> tuple[torch.Tensor, ...]:
+def empty_results(r, kappa, v, output_final_state: bool, segments: int, save: bool) -> tuple[torch.Tensor, ...]:
     sizes = sizes_of(kappa, v)
     o = v.new_empty(v.shape if r is not None else (0,))
     state = (sizes.batch_size, sizes.heads)
-    final_state = kappa.new_empty((*state, sizes.V, sizes.K), dtype=torch.float32)
+    shape = (*state, sizes.V, sizes.K) if output_final_state else (0,)
+    final_state = kappa.new_empty(shape, dtype=torch.float32)
     saved = kappa.new_empty((*state, sizes.chunks, sizes.V, sizes.K) if save else (0,), dtype=torch.float32)
     kept = save and segments > 1
     transitions = kappa.new_empty(transitions_shape(sizes, segments) if kept else (0,), dtype=torch.float32)
@@ -164,8 +172,8 @@ def empty_results(r, kappa, v, segments: int, save: bool) -> tuple[torch.Tensor,
 
 
 @wkv7_operator.register_fake
-def _(r, w, k, v, kappa, a, initial_state, segments, save):
-    return empty_results(r, kappa, v, segments, save)
+def _(r, w, k, v, kappa, a, initial_state, output_final_state, segments, save):
+    return empty_results(r, kappa, v, output_final_state, segments, save)
 
 
 @custom_op("crosswkv::wkv7_backward", mutates_args=())
@@ -232,7 +240,7 @@ def _(d_o, d_final, r, w, k, v, kappa, a, saved, transitions, segments):
 
 
 def save_for_backward(ctx, inputs, output) -> None:
-    r, w, k, v, kappa, a, initial_state, ctx.segments, save = inputs
+    r, w, k, v, kappa, a, initial_state, ctx.output_final_state, ctx.segments, save = inputs
     ctx.kept_nothing = not save
     _, _, saved, transitions = output
     ctx.save_for_backward(r, w, k, v, kappa, a, saved, transitions)
@@ -247,10 +255,11 @@ def backward(ctx, d_o, d_final, _d_saved, _d_transitions):
             "A gradient of wkv7 needs the states of its forward, but that was called, traced or exported without "
             "gradients; do so with gradients enabled and an input that requires one."
         )
+    d_final = d_final if ctx.output_final_state else None
     gradients = wkv7_backward_operator(d_o, d_final, r, w, k, v, kappa, a, saved, transitions, ctx.segments)
     d_r, *d_writes, d_start = gradients
     d_start = None if ctx.state_dtype is None else d_start.to(ctx.state_dtype)
-    return None if r is None else d_r, *d_writes, d_start, None, None
+    return None if r is None else d_r, *d_writes, d_start, None, None, None
 
 
 wkv7_operator.register_autograd(backward, setup_context=save_for_backward)
@@ -265,26 +274,29 @@ def wkv7_recurrent_operator(
     kappa: torch.Tensor,
     a: torch.Tensor,
     initial_state: torch.Tensor | None,
+    output_final_state: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Output (empty without `r`) and final state, token by token."""
+    """Output (empty without `r`) and final state (empty if it is not asked for), token by token."""
     sizes = sizes_of(kappa, v)
-    o, final_state, _, _ = empty_results(r, kappa, v, 1, False)
+    o, final_state, _, _ = empty_results(r, kappa, v, output_final_state, 1, False)
     (r, w, k, v, kappa, a), strides = strided(r, w, k, v, kappa, a)
     BV = min(block_size(sizes.V), 32)
     grid = (sizes.programs * ceil_div(sizes.V, BV),)
-    tensors = (r, w, k, v, kappa, a, o if r is not None else None, optional_contiguous(initial_state), final_state)
+    results = (o if r is not None else None, optional_contiguous(initial_state), asked_for(final_state))
+    tensors = (r, w, k, v, kappa, a, *results)
     options = {**widths_of(sizes, w, k, a), "BV": BV, "num_warps": 4}
     launch(wkv7_recurrent_kernel, grid, *tensors, *strides, sizes.length, sizes.heads, **options)
     return o, final_state
 
 
 @wkv7_recurrent_operator.register_fake
-def _(r, w, k, v, kappa, a, initial_state):
-    return empty_results(r, kappa, v, 1, False)[:2]
+def _(r, w, k, v, kappa, a, initial_state, output_final_state):
+    return empty_results(r, kappa, v, output_final_state, 1, False)[:2]
 
 
 def save_inputs(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs)
+    *tensors, ctx.output_final_state = inputs
+    ctx.save_for_backward(*tensors)
     ctx.set_materialize_grads(False)
 
 
@@ -292,10 +304,11 @@ def recurrent_backward(ctx, d_o, d_final):
     """In chunks: the states inside are computed again."""
     *inputs, initial_state = ctx.saved_tensors
     segments = number_of_segments(sizes_of(inputs[4], inputs[3]))
-    _, _, saved, transitions = wkv7_operator(*inputs, initial_state, segments, True)
+    _, _, saved, transitions = wkv7_operator(*inputs, initial_state, False, segments, True)
+    d_final = d_final if ctx.output_final_state else None
     d_r, *rest = wkv7_backward_operator(d_o, d_final, *inputs, saved, transitions, segments)
     *d_writes, d_start = rest
-    return (None if inputs[0] is None else d_r, *d_writes, None if initial_state is None else d_start)
+    return (None if inputs[0] is None else d_r, *d_writes, None if initial_state is None else d_start, None)
 
 
 wkv7_recurrent_operator.register_autograd(recurrent_backward, setup_context=save_inputs)
@@ -314,12 +327,13 @@ def wkv7_triton(
     recurrent: bool = False,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """The same function as [`wkv7`]; float32, bfloat16 or float16."""
+    tensors = (r, w, k, v, kappa, a, initial_state)
+    wants_state = output_final_state or r is None
     if recurrent:
-        o, final_state = wkv7_recurrent_operator(r, w, k, v, kappa, a, initial_state)
+        o, final_state = wkv7_recurrent_operator(*tensors, wants_state)
     else:
-        tensors = (r, w, k, v, kappa, a, initial_state)
         save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
         # an exported program serves other lengths too: nothing in it may depend on this one
         segments = 1 if torch.compiler.is_exporting() else number_of_segments(sizes_of(kappa, v))
-        o, final_state, _, _ = wkv7_operator(r, w, k, v, kappa, a, initial_state, segments, save)
-    return None if r is None else o, final_state if output_final_state or r is None else None
+        o, final_state, _, _ = wkv7_operator(*tensors, wants_state, segments, save)
+    return None if r is None else o, final_state if wants_state else None

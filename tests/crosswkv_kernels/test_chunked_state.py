@@ -1,14 +1,18 @@
 """The state alone has a backward by hand; here is what the grid of `test_wkv7.py` does not reach."""
 
+from functools import partial
+
 import pytest
 import torch
 from crosswkv_kernels import chunked_state, wkv7, wkv7_reference
+from generators import seeded
 
 NAMES = ("w", "k", "v", "kappa", "a", "initial_state")
+chunked = partial(wkv7, backend="chunked")
 
 
 def arguments(batch_size=2, length=40, heads=3, K=8, V=4, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
 
     def normal(*shape):
         return torch.randn(*shape, generator=generator, dtype=dtype)
@@ -20,7 +24,7 @@ def arguments(batch_size=2, length=40, heads=3, K=8, V=4, dtype=torch.float64):
     return [x.requires_grad_() for x in tensors]
 
 
-def final_state(*tensors, scan=wkv7):
+def final_state(*tensors, scan=chunked):
     *write, start = tensors
     return scan(None, *write, initial_state=start)[1]
 
@@ -36,7 +40,7 @@ def test_heads_in_blocks(monkeypatch, tokens_at_once):
     monkeypatch.setattr(chunked_state, "TOKENS_AT_ONCE", tokens_at_once)
     tensors = arguments()
     torch.testing.assert_close(final_state(*tensors), final_state(*tensors, scan=wkv7_reference))
-    torch.testing.assert_close(gradients(tensors, wkv7), gradients(tensors, wkv7_reference))
+    torch.testing.assert_close(gradients(tensors, chunked), gradients(tensors, wkv7_reference))
 
 
 def test_some_gradients_and_strided_arguments():
@@ -46,7 +50,7 @@ def test_some_gradients_and_strided_arguments():
     tensors[1] = wide[..., ::2].requires_grad_()
     wanted = ("k", "initial_state")
     for got, expected in zip(
-        gradients(tensors, wkv7, wanted), gradients(tensors, wkv7_reference, wanted), strict=True
+        gradients(tensors, chunked, wanted), gradients(tensors, wkv7_reference, wanted), strict=True
     ):
         torch.testing.assert_close(got, expected)
 

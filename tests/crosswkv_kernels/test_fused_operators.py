@@ -8,6 +8,7 @@ import pytest
 import torch
 from crosswkv_kernels import backends, scan_readout, state_readout, state_writes, token_shift_mix
 from crosswkv_kernels.specimens import elementwise_specimens
+from generators import HERE
 from torch.utils.checkpoint import checkpoint
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -140,11 +141,11 @@ def test_operators_are_registered_rightly(case):
 @CASES
 def test_the_backends_agree(case):
     function, inputs = case()
-    results = [
+    triton, chunked, auto = (
         results_and_gradients(partial(function, backend=backend), inputs) for backend in ("triton", "chunked", "auto")
-    ]
-    assert_same(results[0], results[1], rtol=1e-4, atol=1e-5)
-    assert_same(results[1], results[2], rtol=0, atol=0)
+    )
+    assert_same(triton, chunked, rtol=1e-4, atol=1e-5)
+    assert_same(auto, chunked if HERE.type == "cpu" else triton, rtol=0, atol=0)
 
 
 @ONE_OF_EACH
@@ -157,7 +158,7 @@ def test_compile(case, backend):
         return tuple(2 * y for y in results) if isinstance(results, tuple) else 2 * results
 
     compiled = torch.compile(around, fullgraph=True, backend="aot_eager")
-    assert_same(results_and_gradients(compiled, inputs), results_and_gradients(around, inputs), rtol=1e-5, atol=1e-6)
+    assert_same(results_and_gradients(compiled, inputs), results_and_gradients(around, inputs), rtol=1e-5, atol=1e-5)
     torch.compiler.reset()
 
 
@@ -175,7 +176,8 @@ def test_export(case, backend):
     program = torch.export.export(Module(), (), tensors)
     expected = function(**inputs, backend=backend)
     actual = program.module()(**tensors)
-    other_order = backend == "chunked" and case is read_products  # a CPU reads in blocks where nothing is traced
+    # a CPU reads in blocks where nothing is traced, a GPU one element of the batch after the other
+    other_order = backend == "chunked" and (case is read_products or HERE.type != "cpu")
     assert_same(
         actual if isinstance(expected, tuple) else (actual,),
         expected if isinstance(expected, tuple) else (expected,),
@@ -191,7 +193,7 @@ def test_autocast_stays_outside(case, backend):
     function, inputs = case()
 
     def under_autocast(**x):
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(HERE.type, torch.bfloat16):
             return function(**x, backend=backend)
 
     plain = results_and_gradients(partial(function, backend=backend), inputs)
@@ -234,14 +236,13 @@ def test_no_tokens(case, backend):
 @CASES
 def test_only_some_inputs_need_a_gradient(case):
     function, inputs = case()
-    for name, x in inputs.items():
-        if is_leaf(x):
-            leaves = inputs | {name: x.clone().requires_grad_()}
-            (alone,) = torch.autograd.grad(joined(function(**leaves, backend="triton")), leaves[name])
-            leaves = leaves_of(inputs)
-            (together,) = torch.autograd.grad(joined(function(**leaves, backend="triton")), leaves[name])
-            assert torch.equal(alone, together)
-            break
+    leaves = leaves_of(inputs)
+    floats = [name for name, x in inputs.items() if is_leaf(x)]
+    together = torch.autograd.grad(joined(function(**leaves, backend="triton")), [leaves[name] for name in floats])
+    for name, gradient in zip(floats, together, strict=True):
+        leaves = inputs | {name: inputs[name].clone().requires_grad_()}
+        (alone,) = torch.autograd.grad(joined(function(**leaves, backend="triton")), leaves[name])
+        assert torch.equal(alone, gradient), name
 
 
 # errors
@@ -256,7 +257,8 @@ def test_backends_that_cannot_run(case, monkeypatch):
     with pytest.raises(RuntimeError, match=r"float32, bfloat16 and float16, got torch.float64: convert"):
         function(**doubles, backend="triton")
     monkeypatch.setattr(backends.triton_launch, "INTERPRETED", False)
-    with pytest.raises(RuntimeError, match=r"do not run on the device 'cpu': .* TRITON_INTERPRET=1"):
+    monkeypatch.setattr(backends.triton_launch, "DEVICES", ())
+    with pytest.raises(RuntimeError, match=f"do not run on the device '{HERE}': .* TRITON_INTERPRET=1"):
         function(**inputs, backend="triton")
     monkeypatch.setattr(backends, "triton_launch", None)
     with pytest.raises(RuntimeError, match="triton cannot be imported: install it"):

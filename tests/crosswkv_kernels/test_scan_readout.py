@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 from crosswkv_kernels import scan_readout
-from generators import seeded
+from generators import HERE, seeded
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 EPS, HEADS = 64e-5, 3
@@ -177,7 +177,7 @@ def test_gradcheck():
         ({"norm_weight": torch.zeros(16)}, ValueError, r"`norm_weight` must be \[H \* V\] = \[48\], got \[16\]"),
         ({"gate": torch.zeros(2, 8, 48)}, ValueError, r"`gate` .* = \[2, at least 9, 48\], got \[2, 8, 48\]"),
         ({"gate": None}, TypeError, "`gate` must be a floating point tensor, got None"),
-        ({"gate": torch.zeros(2, 9, 48, device="meta")}, ValueError, "got cpu and, for `gate`, meta"),
+        ({"gate": torch.zeros(2, 9, 48, device="meta")}, ValueError, f"got {HERE} and, for `gate`, meta"),
     ],
 )
 def test_errors(change, error, message):

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from crosswkv_kernels import state_writes, wkv7
-from generators import seeded
+from generators import HERE, seeded
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 HEADS = 3
@@ -292,9 +292,9 @@ def test_gradcheck(products):
         ({"k_a": torch.zeros(3)}, ValueError, r"`k_a` must be as wide as `rate`, \[48\], got \[3\]"),
         ({"mask": torch.ones(2, 9)}, TypeError, r"`mask` must be a boolean .* got torch.float32; .*\.bool\(\)"),
         ({"mask": torch.ones(9).bool()}, ValueError, r"`mask` must be \[B, T\] = \[2, 9\], got \[9\]"),
-        ({"mask": torch.ones(2, 9, device="meta").bool()}, ValueError, "got cpu and, for `mask`, meta"),
+        ({"mask": torch.ones(2, 9, device="meta").bool()}, ValueError, f"got {HERE} and, for `mask`, meta"),
         ({"key": torch.zeros(2, 9, 48).int()}, TypeError, "`key` must be a floating point tensor, got torch.int32"),
-        ({"k_a": torch.zeros(48, device="meta")}, ValueError, "got cpu and, for `k_a`, meta"),
+        ({"k_a": torch.zeros(48, device="meta")}, ValueError, f"got {HERE} and, for `k_a`, meta"),
     ],
 )
 def test_errors(change, error, message):

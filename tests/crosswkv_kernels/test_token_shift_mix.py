@@ -1,13 +1,12 @@
 """`token_shift_mix` against equations 4 and 5, in float64."""
 
+import random
 from functools import partial
 
 import pytest
 import torch
 from crosswkv_kernels import token_shift_mix
-from generators import seeded
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from generators import HERE, seeded
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 BOTH = pytest.mark.parametrize("backend", ["triton", "chunked"])
@@ -35,11 +34,11 @@ def relative_rms(actual, expected):
     return ((actual.double() - expected).norm() / expected.norm()).item()
 
 
-@settings(max_examples=25, deadline=None)
-@given(*(st.integers(1, 9) for _ in range(4)), st.booleans(), st.integers(0, 100))
-def test_formula(batch, length, width, ways, with_previous, seed):
-    x, mu, previous = make_inputs(batch, length, width, ways, seed=seed)
-    previous = previous if with_previous else None
+@pytest.mark.parametrize("seed", range(25))
+def test_formula(seed):
+    draw = random.Random(seed).randint
+    x, mu, previous = make_inputs(*(draw(1, 9) for _ in range(4)), seed=seed)
+    previous = previous if seed % 2 else None
     assert relative_rms(token_shift_mix(x, mu, previous), oracle(x, mu, previous)) <= 1e-14
 
 
@@ -164,7 +163,7 @@ def test_length_0():
         ({"x": torch.zeros(2, 7, 5, dtype=torch.int32)}, TypeError, "`x` must be a floating .* torch.int32"),
         ({"mu": torch.zeros(3, 5, dtype=torch.bool)}, TypeError, "`mu` must be a floating .* torch.bool"),
         ({"mu": None}, TypeError, "`mu` must be a floating point tensor, got None"),
-        ({"mu": torch.zeros(3, 5, device="meta")}, ValueError, "one device, got cpu and, for `mu`, meta"),
+        ({"mu": torch.zeros(3, 5, device="meta")}, ValueError, f"one device, got {HERE} and, for `mu`, meta"),
     ],
 )
 def test_errors(change, error, message):

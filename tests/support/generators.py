@@ -1,7 +1,9 @@
-"""Random numbers of tests, on the device that they run on."""
+"""The device that tests run on, and random numbers there."""
 
 import torch
 
+HERE = torch.get_default_device()  # set by conftest.py
+
 
 def seeded(seed: int) -> torch.Generator:
-    return torch.Generator(torch.get_default_device()).manual_seed(seed)
+    return torch.Generator(HERE).manual_seed(seed)

@@ -4,6 +4,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from crosswkv_kernels import wkv7
 from generators import seeded
 
 ERROR_BARS = {torch.float64: 1e-11, torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 5e-3}
@@ -59,6 +60,16 @@ def relative_rms(actual, expected, head_axis):
     rest = [i for i in range(expected.ndim) if i != head_axis]
     error, size = ((x.double() ** 2).mean(rest).sqrt() for x in (actual.double() - expected, expected))
     return (error / size).max().item()
+
+
+def call(inputs, backend, **kwargs):
+    """Output and final state."""
+    return wkv7(**inputs, output_final_state=True, backend=backend, **kwargs)
+
+
+def assert_close(actual, expected):
+    """In float64."""
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-11)
 
 
 def keep_all(x):

@@ -11,7 +11,9 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ import torch
 DISTRIBUTION = "flash-linear-attention"
 LAYER_OPTIONS = {"safe_gate": True, "lower_bound": -math.exp(-0.5), "chunk_size": 64}  # those of its RWKV-7 layer
 TUNED_SHAPE = (2, 2048)  # B, T
+TUNING_SECONDS = 150.0
 
 
 def to_fla(r, w, k, v, kappa, a) -> tuple[torch.Tensor, ...]:
@@ -58,7 +61,7 @@ def version() -> str | None:
 def cannot_run(device: torch.device) -> str | None:
     """Why fla's kernels cannot run on this device; None if they can."""
     if version() is None:
-        return f"{DISTRIBUTION} is not installed"
+        return f"{DISTRIBUTION} is not installed; `pip install {DISTRIBUTION}` brings it"
     if device.type == "cpu":
         return f"{DISTRIBUTION} has no CPU path"
     try:
@@ -68,22 +71,69 @@ def cannot_run(device: torch.device) -> str | None:
     return None
 
 
-@functools.cache
 def tune(device: torch.device, heads: tuple[int, ...], head_dim: int, dtype: torch.dtype) -> None:
     """Let fla's autotuner choose, once, at one shape per number of heads; it keeps its choice for other lengths.
 
-    Hundreds of configurations are compiled, in as many processes as there are cores; they meet in Triton's cache.
+    Raises:
+        TimeoutError: it took more than `TUNING_SECONDS`, in this call or an earlier one.
     """
+    if not choose_in_time(device, heads, head_dim, dtype):
+        raise TimeoutError(
+            f"{DISTRIBUTION}'s autotuner was not done after {TUNING_SECONDS:.0f} s; call again to go on: what it has "
+            "compiled is kept in Triton's cache"
+        )
+
+
+@functools.cache
+def choose_in_time(device: torch.device, heads: tuple[int, ...], head_dim: int, dtype: torch.dtype) -> bool:
+    """Hundreds of configurations are compiled, in as many processes as there are cores, and then timed in this one."""
+    deadline = time.monotonic() + TUNING_SECONDS
+    processes = start_compiling(device, heads, head_dim, dtype)
+    try:
+        for process in processes:
+            process.wait(deadline - time.monotonic())
+        with timing_until(deadline):
+            call_once(device, heads, head_dim, dtype)
+    except (subprocess.TimeoutExpired, TimeoutError):
+        return False
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    return True
+
+
+def start_compiling(
+    device: torch.device, heads: Sequence[int], head_dim: int, dtype: torch.dtype
+) -> list[subprocess.Popen]:
+    """A process for each core, which meet in Triton's cache; none for one, whose untimed choice would stay there."""
     count = min(os.cpu_count() or 1, 16)
     code = f"import json, sys; from {__name__} import tune_part; tune_part(*json.loads(sys.argv[1]))"
     processes = []
-    for part in range(count) if count > 1 else ():  # one process would leave its untimed choice in Triton's cache
+    for part in range(count) if count > 1 else ():
         given = json.dumps([str(device), list(heads), head_dim, str(dtype), part, count])
         command = [sys.executable, "-c", code, given]
         processes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
-    for process in processes:
-        process.wait()
-    call_once(device, heads, head_dim, dtype)
+    return processes
+
+
+@contextmanager
+def timing_until(deadline: float) -> Iterator[None]:
+    """Inside, Triton's autotuners raise TimeoutError in the place of timing a configuration later than that."""
+    from triton.runtime.autotuner import Autotuner
+
+    bench = Autotuner._bench
+
+    def bench_in_time(self: Any, *arguments: Any, **options: Any) -> Any:
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        return bench(self, *arguments, **options)
+
+    Autotuner._bench = bench_in_time
+    try:
+        yield
+    finally:
+        Autotuner._bench = bench
 
 
 def tune_part(device: str, heads: Sequence[int], head_dim: int, dtype: str, part: int, count: int) -> None:

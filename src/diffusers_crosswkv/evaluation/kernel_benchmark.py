@@ -244,6 +244,8 @@ class Benchmark:
 
 
 def failure(error: Exception) -> Row:
+    if isinstance(error, TimeoutError):
+        return {"not_run": str(error), "because": UNFINISHED}
     message = str(error).splitlines()
     reason = f"{type(error).__name__}: {message[0] if message else 'no message'}"
     return {"not_run": reason, "because": reason}

@@ -71,7 +71,10 @@ class Estimate:
 
 
 def cases(device_type: str, quick: bool = False, kinds: tuple[str, ...] = KINDS) -> list[Case]:
-    """All cases of a run, the small ones of each kind first; without a GPU layers have one batch size."""
+    """All cases of a run, the small ones of each kind first.
+
+    Without a GPU layers have one batch size. On a GPU scans come first: what a run is too short for is less needed.
+    """
     batches = (2,) if quick or device_type == "cpu" else (2, 16)
     made = {
         "layer": [Case("layer", "forward", b, *shape) for b in batches for shape in layer_shapes(quick)],
@@ -95,7 +98,8 @@ def cases(device_type: str, quick: bool = False, kinds: tuple[str, ...] = KINDS)
             for tokens in (SCANNED[:2] if quick else SCANNED)
         ],
     }
-    return [case for kind in KINDS if kind in kinds for case in sorted(made[kind], key=lambda case: case.size)]
+    in_order = KINDS if device_type == "cpu" else sorted(KINDS, key=lambda kind: kind != "scan")
+    return [case for kind in in_order if kind in kinds for case in sorted(made[kind], key=lambda case: case.size)]
 
 
 def layer_shapes(quick: bool = False) -> list[tuple[int, int, int]]:

@@ -1,5 +1,7 @@
 import json
+import re
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -108,6 +110,8 @@ def test_every_case_has_a_place_in_the_shapes_of_the_issue():
     layers = {(case.width, case.tokens, case.text_tokens) for case in cases("cpu") if case.kind == "layer"}
     assert {(320, 4096, 77), (640, 1024, 512), (1280, 256, 2048), (320, 65536, 77), (320, 64, 2048)} <= layers
     assert len(cases("cuda")) == len(set(cases("cuda")))
+    first = {device: cases(device)[0].kind for device in ("cpu", "cuda", "xpu")}
+    assert first == {"cpu": "layer", "cuda": "scan", "xpu": "scan"}
 
 
 @pytest.mark.parametrize("direction", ["forward", "forward+backward"])
@@ -175,6 +179,28 @@ def test_a_side_that_fails_does_not_stop_the_others(make_benchmark, monkeypatch)
     rows = {row["implementation"]: row for row in rows_of(benchmark) if row["tokens"]}
     assert rows["chunked"]["not_run"] == "RuntimeError: out of registers"
     assert "median_ms" in rows["naive loop"]
+
+
+def test_a_side_that_takes_too_long_to_prepare_is_tried_again(make_benchmark, monkeypatch):
+    def tune(*tensors):
+        raise TimeoutError("not done; call again to go on")
+
+    monkeypatch.setitem(SCANS, "chunked", SCANS["chunked"]._replace(run=tune))
+    benchmark = make_benchmark()
+    benchmark.run(progress=False)
+    rows = {row["implementation"]: row for row in rows_of(benchmark) if row["tokens"]}
+    assert rows["chunked"]["not_run"] == "not done; call again to go on"
+    assert make_benchmark().known_rows(SHORT[0]) is None
+
+
+def test_figures_of_the_kernels_readme_are_those_of_the_rows():
+    root = Path(__file__).parents[3]
+    (results,) = kernel_report.load(root / "benchmarks/kernels/cpu.jsonl").values()
+    summary = kernel_report.layer_summary(results).splitlines()
+    text = (root / "kernels/README.md").read_text(encoding="utf-8")
+    figures = re.findall(r"^\| \d+ \| \d+ \| .*$", text, re.MULTILINE)
+    assert len(figures) >= 4
+    assert [line for line in figures if line not in summary] == []
 
 
 def layer_row(implementation, width, tokens, milliseconds):
