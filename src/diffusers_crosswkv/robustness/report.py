@@ -195,7 +195,7 @@ CLIP's tokenizer writes everything in lower case, so upper case changes nothing 
 encoders. A share near chance that is the same for all prompts is that of a model which has not learned to read them:
 all prompts start from the same noise."""
 STATES_MEAN = """RMS is the root mean square of a head's numbers; stable rank is `||S||_F^2 / ||S||_2^2`, 1 if a state
-has one direction, the shorter of its sides at most. Training: four prompts, noise as the image, the weights of that step. Sampling:
-four prompts and the empty one of guidance, after every step; in `state` fusion the image reads the prompt's state,
-which no step changes. Lengths: one prompt of so many tokens, much longer than any of training; in `paper` fusion a
-prompt leaves no state."""
+has one direction, the shorter of its sides at most. Training: four prompts, noise as the image, the weights of that
+step. Sampling: four prompts and the empty one of guidance, after every step; in `state` fusion the image reads the
+prompt's state, which no step changes. Lengths: one prompt of so many tokens, much longer than any of training; in
+`paper` fusion a prompt leaves no state."""
