@@ -121,6 +121,8 @@ def robustness_figures():
     for name in ("as in training", "unseen wording", "medium, digit last", "long, digit first"):
         found = {r["arm"]: r["right"] for r in of(rows, kind="prompts", prompts=name, endoftext=True)}
         yield name + ": `state` {state:.1%}, softmax {softmax:.1%}", found
+        if name == "as in training":
+            yield "`prefix` {prefix:.1%}, `paper` {paper:.1%}", found
     training = of(rows, kind="training", arm="state")[0]
     found = [layer for look in training["looks"] for layer in look["layers"].values()]
     assert all(layer["finite"] for layer in found)
