@@ -106,13 +106,19 @@ def tracking_figures():
     )
     (whole,) = of(rows, task="s5", arm="wkv7, rate to 2, 4 updates", seed=0)
     yield "{0:.1%} of tokens at 16, {1:.1%} at 256", [whole["accuracy"][length] for length in ("16", "256")]
-    languages = [(of(rows, task=task, arm="wkv7, rate to 2"), "256") for task in ("parity", "even_pairs")]
-    languages += [(of(rows, task="cycle_navigation", arm="wkv7, rate to 2"), "256")]
-    languages += [(of(rows, task=task), "16") for task in ("z60", "modular_arithmetic")]
+    longest = [
+        only(of(rows, task=task, arm="wkv7, rate to 2")) for task in ("parity", "even_pairs", "cycle_navigation")
+    ]
     yield (
-        "parity {0:.1%}, even pairs {1:.1%}, cycle navigation {2:.1%}; no arm learns Z60 (best {3:.1%} of 16 tokens) "
-        "or modular arithmetic ({4:.1%})",
-        [max(row["accuracy"][length] for row in found) for found, length in languages],
+        "parity {0:.1%}, even pairs {1:.1%}, cycle navigation {2:.1%}",
+        [row["accuracy"]["256"] for row in longest],
+    )
+    numbers = {row["arm"]: row["accuracy"]["16"] for row in of(rows, task="modular_arithmetic")}
+    mine = numbers.pop("wkv7, rate to 2")
+    z60 = max(row["accuracy"]["16"] for row in of(rows, task="z60"))
+    yield (
+        "modular arithmetic {0:.1%}, other arms {1:.1%} at most; no arm learns Z60 in 1,000 steps (best {2:.1%})",
+        [mine, max(numbers.values()), z60],
     )
 
 
