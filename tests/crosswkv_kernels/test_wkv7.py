@@ -7,10 +7,9 @@ import pytest
 import torch
 from crosswkv_kernels import wkv7, wkv7_reference
 from generators import HERE
-from scans import CHANGES, ERROR_BARS, assert_close, call, make_inputs, oracle, relative_rms, run
+from scans import BACKENDS, CHANGES, ERROR_BARS, assert_close, call, make_inputs, oracle, relative_rms, run
 from torch.utils._python_dispatch import TorchDispatchMode
 
-BACKENDS = {"reference": wkv7_reference, "chunked": partial(wkv7, backend="chunked")}
 DTYPES = pytest.mark.parametrize("dtype", ERROR_BARS, ids=lambda dtype: str(dtype).removeprefix("torch."))
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 

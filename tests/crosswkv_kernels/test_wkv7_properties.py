@@ -1,17 +1,14 @@
 """What holds for every scan, whatever its sizes: arguments drawn by Hypothesis, in float64."""
 
-from functools import partial
-
 import pytest
 import torch
-from crosswkv_kernels import wkv7, wkv7_reference
-from scans import ERROR_BARS, assert_close, call, make_inputs, oracle, relative_rms, run
+from crosswkv_kernels import wkv7
+from scans import BACKENDS, ERROR_BARS, assert_close, call, make_inputs, oracle, relative_rms, run
 
 pytest.importorskip("hypothesis", reason="the arguments are drawn by Hypothesis")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-BACKENDS = {"reference": wkv7_reference, "chunked": partial(wkv7, backend="chunked")}
 properties = settings(max_examples=20, deadline=None)
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 

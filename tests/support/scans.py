@@ -1,12 +1,14 @@
 """Arguments of `wkv7`, easy and hard, and an oracle for what it returns."""
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from crosswkv_kernels import wkv7
+from crosswkv_kernels import wkv7, wkv7_reference
 from generators import seeded
 
+BACKENDS = {"reference": wkv7_reference, "chunked": partial(wkv7, backend="chunked")}  # in plain PyTorch
 ERROR_BARS = {torch.float64: 1e-11, torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 5e-3}
 
 

@@ -141,15 +141,16 @@ class Measurement:
         smaller = self.measured_below(case)
         if not smaller:
             return None
-        pixels = case.width**2 / smaller[0]["width"] ** 2
         known = self.measured_below(case, "peak_bytes")
         if self.device.type == "cpu" and known:
-            needed = max(row["peak_bytes"] for row in known) * case.width**2 / known[0]["width"] ** 2
-            free = free_memory()
+            needed, free = max(row["peak_bytes"] * pixels_over(case, row) for row in known), free_memory()
             if needed > LARGEST_SHARE_OF_MEMORY * free:
                 reason = f"would need about {needed / 1e9:.0f} GB of memory, {free / 1e9:.0f} GB are free"
                 return {"not_run": reason, "because": "memory"}
-        growth = [flops[row["implementation"]] / row["flops"] if "flops" in row else pixels for row in smaller]
+        growth = [
+            flops[row["implementation"]] / row["flops"] if "flops" in row else pixels_over(case, row)
+            for row in smaller
+        ]
         seconds = 1e-3 * max(x * row["median_ms"] for x, row in zip(growth, smaller, strict=True))
         reason = f"one {case.direction} would take about {seconds:.3g} s"
         if seconds > LONGEST_SECONDS:
@@ -171,6 +172,11 @@ class Measurement:
             if measured:
                 return measured
         return []
+
+
+def pixels_over(case: Case, row: Row) -> float:
+    """How many times the pixels of a row's case this one has."""
+    return float(case.width**2 / row["width"] ** 2)
 
 
 def sides_of(part: str) -> tuple[str, ...]:
