@@ -32,44 +32,49 @@ def read_quadratic(
     """
     batch_size, num_heads, value_dim, _ = state.shape
     length, n = r.shape[1], r.shape[3]
+    heads = batch_size * num_heads
     channels = r.permute(0, 2, 3, 1)  # [B, H, n, T]
-    factors = factors_like(r).expand(-1, n).flatten()
-    state = (state * factors).flatten(0, 1)  # [B * H, V, K]
+    state = state * factors_like(r).expand(-1, n).flatten()
     if norm_bias is not None:  # what is read of a centred state is centred
-        state = state - state.mean(1, keepdim=True)
-    out = r.new_empty(len(state), value_dim, length + PADDING)[..., :length]
-    blocks = max(round(len(state) * PRODUCTS * n * length / FEATURES_AT_ONCE), 1)
+        state = state - state.mean(2, keepdim=True)
+    state = state.flatten(0, 1)
+    out = r.new_empty(batch_size, num_heads, value_dim, length + PADDING)[..., :length]
+    blocks = max(round(heads * PRODUCTS * n * length / FEATURES_AT_ONCE), 1)
     size = -(-length // (blocks * ALIGNMENT)) * ALIGNMENT
-    x = r.new_empty(batch_size, num_heads, n, size)
-    features, read = r.new_empty(len(state), PRODUCTS * n, size), r.new_empty(len(state), value_dim, size)
-    weight, bias = (None if p is None else per_value(p, state) for p in (norm_weight, norm_bias))
+    circles = r.new_empty(batch_size, num_heads, n + PRODUCTS - 1, size)
+    products, reads = r.new_empty(heads, PRODUCTS, n, size), r.new_empty(heads, value_dim, size)
+    squares = torch.empty_like(reads)
+    if norm_weight is not None:  # the root of the sum of squares is divided by, not of their mean
+        norm_weight = norm_weight.to(r.dtype).view(num_heads, value_dim, 1) * value_dim**0.5
+    if norm_bias is not None:
+        norm_bias = norm_bias.to(r.dtype).view(num_heads, value_dim, 1)
     for start in range(0, length, max(size, 1)):
-        tokens = slice(start, start + size)
-        count = min(size, length - start)
-        make_products(x[..., :count].copy_(channels[..., tokens]).flatten(0, 1), features[..., :count])
-        o = torch.bmm(state, features[..., :count], out=read[..., :count])
-        mean_square = features[:, :n, :count].mean(1, keepdim=True).add_(MEAN_SQUARE_EPS)
-        if norm_bias is None:
-            o.div_(mean_square)
-        else:  # divided by it before the norm: as if all but `eps` were multiplied by it
-            o.mul_(mean_square.square_().mul_(eps).add_(o.square().mean(1, keepdim=True)).rsqrt_())
-        if weight is None or bias is None:
-            out[..., tokens] = o
-        else:
-            torch.addcmul(bias, o, weight, out=out[..., tokens])
+        tokens, block = slice(start, start + size), slice(min(size, length - start))
+        circle = circles[..., block]
+        fill_circle(circle, channels[..., tokens])
+        features = multiply_neighbours(circle.flatten(0, 1), products[..., block]).flatten(1, 2)
+        o = torch.bmm(state, features, out=reads[..., block])
+        square = features[:, :n].sum(1, keepdim=True).add_(n * MEAN_SQUARE_EPS)  # n times the channels' mean square
+        if norm_bias is None or norm_weight is None:
+            o.mul_(square.reciprocal_().mul_(n))
+            out[..., tokens] = o.view_as(out[..., tokens])
+            continue
+        # divided by the mean square before the norm: as if all but `eps` were multiplied by it
+        of_reads = torch.mul(o, o, out=squares[..., block]).sum(1, keepdim=True)
+        o.mul_(square.square_().mul_(eps * value_dim / n**2).add_(of_reads).rsqrt_())
+        torch.add(o.view_as(out[..., tokens]).mul_(norm_weight), norm_bias, out=out[..., tokens])
     return out.view(batch_size, num_heads * value_dim, length).mT
 
 
-def per_value(x: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
-    """`[H * V]` to `[B * H, V, 1]`."""
-    value_dim = state.shape[1]
-    return x.to(state.dtype).view(-1, value_dim).repeat(len(state) * value_dim // len(x), 1).unsqueeze(-1)
+def fill_circle(circle: torch.Tensor, channels: torch.Tensor) -> None:
+    """`[B, H, n + 3, T]` from `[B, H, n, T]`: behind the last channel the first ones again."""
+    n, rows = channels.shape[2], circle.shape[2]
+    circle[:, :, :n] = channels
+    for start in range(n, rows, n):
+        circle[:, :, start : start + n] = channels[:, :, : rows - start]
 
 
-def make_products(x: torch.Tensor, result: torch.Tensor) -> None:
-    """As `map_features`, without factors and mean square: `[B * H, n, T]` into `[B * H, 4 n, T]`."""
-    n = x.shape[1]
-    for j, part in enumerate(result.chunk(PRODUCTS, dim=1)):
-        ahead = j % n
-        torch.mul(x[:, : n - ahead], x[:, ahead:], out=part[:, : n - ahead])
-        torch.mul(x[:, n - ahead :], x[:, :ahead], out=part[:, n - ahead :])
+def multiply_neighbours(circle: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+    """As `map_features`, without factors and mean square: `[B * H, n + 3, T]` to `[B * H, 4, n, T]`."""
+    n = result.shape[2]
+    return torch.mul(circle[:, None, :n], circle.unfold(1, n, 1).mT, out=result)

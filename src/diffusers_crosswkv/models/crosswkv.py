@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from crosswkv_kernels import FEATURE_MAPS, PRODUCTS, QUADRATIC, Write, map_features, wkv7
 from torch import nn
 
+from .cpu_inference import project_tokens_last
 from .readout_norms import ScanNorm, StateNorm
 from .state_writer import LowRank, StateWriter
 from .text_scan import scan_text, turn_backward
@@ -218,7 +219,7 @@ class CrossWKV(nn.Module):
         if self.state_observer is not None:
             self.state_observer(state)
         gate = None if self.gate_lora is None else self.gate_lora(hidden_states)
-        return self.norm(projections.to_q(hidden_states), state, gate)
+        return self.norm(project_tokens_last(projections.to_q, hidden_states), state, gate)
 
     def receptance(self, projections: Projections, x: torch.Tensor) -> torch.Tensor:
         """`[B, T, D]` to `[B, T, H, K]`."""

@@ -1,0 +1,73 @@
+"""A projection with tokens last in memory is the projection."""
+
+import pytest
+import torch
+from torch import nn
+
+from diffusers_crosswkv import CrossWKV
+from diffusers_crosswkv.models.cpu_inference import project_tokens_last
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def with_hook(before):
+    linear, calls = nn.Linear(6, 8, bias=False), []
+    register = linear.register_forward_pre_hook if before else linear.register_forward_hook
+    register(lambda module, *_: calls.append(module))
+    return linear, calls
+
+
+def with_forward():
+    linear = nn.Linear(6, 8, bias=False)
+    forward = linear.forward
+    linear.forward = lambda x: 2 * forward(x)  # as Accelerate's hooks do
+    return linear
+
+
+@torch.no_grad()
+def test_a_product_has_its_tokens_last_in_memory():
+    linear, x = nn.Linear(6, 8, bias=False).double(), torch.randn(2, 5, 6, dtype=torch.float64)
+    y = project_tokens_last(linear, x)
+    assert y.stride() == (40, 1, 5)
+    assert torch.allclose(y, linear(x), rtol=0, atol=1e-14)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("before", [False, True])
+def test_hooks_are_called(before):
+    linear, calls = with_hook(before)
+    project_tokens_last(linear, torch.randn(2, 5, 6))
+    assert calls == [linear]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "linear",
+    [nn.Linear(6, 8), Doubled(6, 8, bias=False), nn.Sequential(nn.Linear(6, 8, bias=False)), with_forward()],
+    ids=["bias", "subclass", "other module", "replaced forward"],
+)
+def test_whatever_else_a_projection_does_is_done(linear):
+    x = torch.randn(2, 5, 6)
+    assert torch.equal(project_tokens_last(linear, x), linear(x))
+
+
+def test_with_gradients_modules_are_called_as_ever():
+    linear, x = nn.Linear(6, 8, bias=False), torch.randn(2, 5, 6)
+    y = project_tokens_last(linear, x)
+    assert y.is_contiguous()
+    assert y.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_autocast_of_what_is_read(dtype):
+    layer = CrossWKV(32, 12).eval()
+    image, text = torch.randn(2, 9, 32), torch.randn(2, 5, 12)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        expected = layer(image, text).detach()
+        with torch.no_grad():
+            actual = layer(image, text)
+    assert actual.dtype == expected.dtype
+    assert torch.allclose(actual, expected, rtol=0, atol=1e-6 if dtype == torch.float32 else 1e-2)
