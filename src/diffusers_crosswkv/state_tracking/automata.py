@@ -63,9 +63,10 @@ def word_problem(elements: Sequence, product, tokens: Sequence) -> Automaton:
     return Automaton(torch.tensor(rows), torch.arange(len(elements)), start=0)
 
 
-def cyclic(order: int) -> Automaton:
+def cyclic(order: int, generators: tuple[int, ...] = ()) -> Automaton:
     """Z_n: sums modulo n of tokens 0 to n - 1. Parity is Z_2."""
-    return word_problem(range(order), lambda a, b: (a + b) % order, range(order))
+    group = word_problem(range(order), lambda a, b: (a + b) % order, range(order))
+    return replace(group, generators=generators)
 
 
 def compose(p: tuple[int, ...], q: tuple[int, ...]) -> tuple[int, ...]:
@@ -137,7 +138,7 @@ TASKS = {
     "s5_swaps": symmetric(swaps_only=True),
     "s5": symmetric(),
     "a5": alternating(),
-    "z60": cyclic(60),
+    "z60": cyclic(60, generators=(12, 15, 20, 40, 45, 48)),  # a fifth, a quarter and a third of a turn, either way
     "parity": cyclic(2),
     "even_pairs": even_pairs(),
     "cycle_navigation": cycle_navigation(),

@@ -50,7 +50,7 @@ class Setup:
     longest: int = LENGTHS[-1]
 
 
-PERMUTATIONS = ("s5", "a5")  # any permutation is a token
+WHOLE_GROUPS = ("s5", "a5", "z60")  # any element of a large group is a token
 QUICK = Setup(steps=2, batch_size=8, test_words=8, longest=32)
 
 
@@ -68,7 +68,7 @@ class Cell:
 
 
 def setup_of(cell: Cell) -> Setup:
-    return Setup(steps=3000) if cell.task in PERMUTATIONS else Setup()
+    return Setup(steps=3000) if cell.task in WHOLE_GROUPS else Setup()
 
 
 def run_cell(cell: Cell, setup: Setup, progress: bool = True) -> Row:
@@ -137,7 +137,7 @@ def values_of(model: SequenceModel) -> list[nn.Parameter]:
 
 
 def share_of_all_tokens(progress: float) -> float:
-    """The curriculum of S5 and A5: generators alone, then more and more tokens of any kind, then all."""
+    """The curriculum of large groups: generators alone, then more and more tokens of any kind, then all."""
     begin, end = CURRICULUM
     return min(max((progress - begin) / (end - begin), 0), 1)
 

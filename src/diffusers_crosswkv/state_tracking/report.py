@@ -185,6 +185,6 @@ This page is written by `{command}` from `rows.jsonl` beside it; no figure is ty
   token alone. **minutes**: of one training, beside other work.
 - {trainings}. The last weights, no seed left out. With a rate to 2 the projection to values has weight decay, so that
   a layer which only turns its state writes nothing: small writes add up in long words. No other weight has any.
-- S5 by all 120 elements and A5 have a curriculum, the same for all arms: up to {begin:.0%} of the steps the words hold
-  generators alone (swaps; cycles of three), from {end:.0%} on any element, in between a growing share. Tests
-  hold any element."""
+- S5 by all 120 elements, A5 and Z60 have a curriculum, the same for all arms: up to {begin:.0%} of the steps the words
+  hold generators alone (swaps; cycles of three; thirds, quarters and fifths of a turn), from {end:.0%} on any element,
+  in between a growing share. Tests hold any element."""

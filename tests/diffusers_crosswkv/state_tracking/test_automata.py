@@ -50,6 +50,16 @@ def test_a5_is_not_solvable_and_s5_contains_it():
     assert len(derived(TASKS["z60"].transitions)) == 1
 
 
+@pytest.mark.parametrize("name", ["s5", "a5", "z60"])
+def test_generators_generate_their_group(name):
+    automaton = TASKS[name]
+    reached = {automaton.start}
+    while new := set(automaton.transitions[sorted(reached)][:, automaton.generators].flatten().tolist()) - reached:
+        reached |= new
+    assert len(reached) == GROUPS[name]
+    assert len(automaton.generators) < automaton.vocabulary / 2
+
+
 def permutation_matrices(even_only=False):
     matrices = [torch.eye(5, dtype=torch.float64)[:, list(p)] for p in itertools.permutations(range(5))]
     return [m for m in matrices if not even_only or torch.linalg.det(m) > 0]
