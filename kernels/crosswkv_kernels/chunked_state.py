@@ -1,8 +1,8 @@
 """The state alone in chunks, with a backward of its own: what training on a CPU scans a text with.
 
-The algebra is that of `chunked.py`. By hand it needs a fraction of the time and memory of autograd's backward: nothing
-but the arguments is kept, heads are taken a few at a time so that their chunks stay in the processor's cache, and the
-triangular systems are solved once, for the identity.
+The algebra is that of `chunked.py`. By hand it needs a fraction of the time and memory of autograd's backward: only
+the arguments and a state every `TILE_SIZE` tokens are kept, tokens and heads are taken a few at a time, whose chunks
+stay in the processor's cache, and the triangular systems are solved once, for the identity.
 
 With `X = (I + L)^-1`, `W = X A`, `Y = X M V` and all factors relative to mid-chunk, a chunk does
 
@@ -21,6 +21,7 @@ from .elementwise import Write
 from .reference import compute_dtype, whole_keys, zero_state
 
 STATE_CHUNK_SIZE = 32  # of 16 to 64 the fastest: larger ones spend more on triangles, smaller ones on their number
+TILE_SIZE = 256  # at most: chunks pass one by one, and the more heads pass together the less it costs to begin
 TOKENS_AT_ONCE = 8192  # of all sequences and heads together, on a CPU: 2 MiB per tensor for heads of 64
 
 
@@ -42,34 +43,40 @@ def final_state_chunked(
 class FinalState(torch.autograd.Function):
     @staticmethod
     def forward(ctx, w, k, v, kappa, a, initial_state):
-        ctx.save_for_backward(w, k, v, kappa, a, initial_state)
         write, dtype = Write(w, k, v, kappa, a), compute_dtype(w, k, v, kappa, a, initial_state)
         pass_through, _ = algebra_of(write)
         state = zero_state(kappa, v, dtype) if initial_state is None else initial_state.to(dtype, copy=True)
-        for heads in blocks_of_heads(kappa):
-            part = Write(*(in_chunks(x[:, :, heads], dtype) for x in write))
-            passed = pass_through(part, state[:, heads].flatten(0, 1))
-            state[:, heads] = passed.ends[-1].view_as(state[:, heads])
+        tiles, blocks = tiles_and_blocks(kappa)
+        starts = state.new_empty(len(tiles), *state.shape)  # before each tile
+        for heads in blocks:
+            passing = state[:, heads].flatten(0, 1)
+            for start, tokens in zip(starts, tiles, strict=True):
+                start[:, heads] = passing.view_as(start[:, heads])
+                part = Write(*(in_chunks(x[:, tokens, heads], dtype) for x in write))
+                passing = pass_through(part, passing).ends[-1]
+            state[:, heads] = passing.view_as(state[:, heads])
+        ctx.save_for_backward(w, k, v, kappa, a, initial_state, starts)
         return state
 
     @staticmethod
     def backward(ctx, d_state):
-        *tensors, initial_state = ctx.saved_tensors
+        *tensors, initial_state, starts = ctx.saved_tensors
         if torch.is_grad_enabled():  # this gradient shall have one itself
-            return derivable_gradients(ctx.saved_tensors, ctx.needs_input_grad, d_state)
+            return derivable_gradients((*tensors, initial_state), ctx.needs_input_grad, d_state)
         write, dtype = Write(*tensors), d_state.dtype
         pass_through, go_back = algebra_of(write)
         gradients = [x.new_empty(x.shape) for x in write]
         d_start = torch.empty_like(d_state)
-        for heads in blocks_of_heads(write.kappa):
-            part = Write(*(in_chunks(x[:, :, heads], dtype) for x in write))
-            shape = d_state[:, heads].shape
-            start = d_state.new_zeros(shape) if initial_state is None else initial_state[:, heads].to(dtype)
-            passed = pass_through(part, start.flatten(0, 1))
-            *parts, d_part = go_back(part, passed, d_state[:, heads].flatten(0, 1))
-            d_start[:, heads] = d_part.view(shape)
-            for gradient, of_chunks in zip(gradients, parts, strict=True):
-                put_chunks(gradient[:, :, heads], of_chunks)
+        tiles, blocks = tiles_and_blocks(write.kappa)
+        for heads in blocks:
+            d_passing = d_state[:, heads].flatten(0, 1)
+            for start, tokens in zip(starts.flip(0), reversed(tiles), strict=True):
+                part = Write(*(in_chunks(x[:, tokens, heads], dtype) for x in write))
+                passed = pass_through(part, start[:, heads].flatten(0, 1))
+                *parts, d_passing = go_back(part, passed, d_passing)
+                for gradient, of_chunks in zip(gradients, parts, strict=True):
+                    put_chunks(gradient[:, tokens, heads], of_chunks)
+            d_start[:, heads] = d_passing.view_as(d_start[:, heads])
         return *gradients, None if initial_state is None else d_start.to(initial_state.dtype)
 
 
@@ -95,10 +102,14 @@ def algebra_of(write: Write) -> tuple[Callable[..., Any], Callable[..., tuple[to
     return pass_chunks, gradients_of_chunks
 
 
-def blocks_of_heads(kappa: torch.Tensor) -> list[slice]:
+def tiles_and_blocks(kappa: torch.Tensor) -> tuple[list[slice], list[slice]]:
+    """Tokens and heads that are taken at a time: on a CPU as many as its cache holds."""
     batch_size, length, heads, _ = kappa.shape
-    step = max(1, TOKENS_AT_ONCE // max(1, batch_size * length)) if kappa.device.type == "cpu" else max(1, heads)
-    return [slice(i, min(i + step, heads)) for i in range(0, heads, step)]
+    if kappa.device.type != "cpu":
+        return [slice(length)], [slice(heads)]
+    size = -(-length // -(-length // TILE_SIZE))
+    step = max(1, TOKENS_AT_ONCE // max(1, batch_size * size))
+    return [slice(i, i + size) for i in range(0, length, size)], [slice(i, i + step) for i in range(0, heads, step)]
 
 
 def in_chunks(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

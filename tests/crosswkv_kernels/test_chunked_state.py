@@ -24,6 +24,12 @@ def arguments(batch_size=2, length=40, heads=3, K=8, V=4, dtype=torch.float64):
     return [x.requires_grad_() for x in tensors]
 
 
+def with_one_per_head(tensors, names):
+    return [
+        x[..., :1].detach().requires_grad_() if name in names else x for name, x in zip(NAMES, tensors, strict=True)
+    ]
+
+
 def final_state(*tensors, scan=chunked):
     *write, start = tensors
     return scan(None, *write, initial_state=start)[1]
@@ -35,10 +41,13 @@ def gradients(tensors, scan, wanted=NAMES):
     return torch.autograd.grad(state, [tensors[NAMES.index(name)] for name in wanted], d_state)
 
 
+@pytest.mark.parametrize("tile_size", [1, 9, 20, 40], ids="tiles of {}".format)
 @pytest.mark.parametrize("tokens_at_once", [1, 150, 10**6], ids=["head by head", "two heads, one head", "at once"])
-def test_heads_in_blocks(monkeypatch, tokens_at_once):
+@pytest.mark.parametrize("of_heads", [(), ("w", "k", "a")], ids=str)
+def test_tokens_and_heads_a_few_at_a_time(monkeypatch, of_heads, tokens_at_once, tile_size):
+    monkeypatch.setattr(chunked_state, "TILE_SIZE", tile_size)
     monkeypatch.setattr(chunked_state, "TOKENS_AT_ONCE", tokens_at_once)
-    tensors = arguments()
+    tensors = with_one_per_head(arguments(), of_heads)
     torch.testing.assert_close(final_state(*tensors), final_state(*tensors, scan=wkv7_reference))
     torch.testing.assert_close(gradients(tensors, chunked), gradients(tensors, wkv7_reference))
 
@@ -57,19 +66,19 @@ def test_some_gradients_and_strided_arguments():
 
 @pytest.mark.parametrize("of_heads", [(), ("w", "a"), ("w", "k", "a")], ids=str)
 def test_gradients_have_gradients(of_heads):
-    tensors = arguments(batch_size=1, length=33, heads=1, K=2, V=1)
-    for name in of_heads:
-        place = NAMES.index(name)
-        tensors[place] = tensors[place][..., :1].detach().requires_grad_()
+    tensors = with_one_per_head(arguments(batch_size=1, length=33, heads=1, K=2, V=1), of_heads)
     assert torch.autograd.gradgradcheck(final_state, tensors)
 
 
-def test_arguments_alone_are_kept():
-    tensors = arguments(length=200, dtype=torch.float32)
+def test_arguments_and_a_state_per_tile_are_kept():
+    tensors = arguments(length=600, dtype=torch.float32)
     kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.data_ptr()) or x, lambda x: x):
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
         final_state(*tensors)
-    assert sorted(kept) == sorted(x.data_ptr() for x in tensors)
+    of_arguments = {x.data_ptr() for x in tensors}
+    assert of_arguments == {x.data_ptr() for x in kept} & of_arguments
+    (starts,) = (x for x in kept if x.data_ptr() not in of_arguments)
+    assert starts.shape == (3, *tensors[-1].shape)
 
 
 def test_gradients_have_the_dtypes_of_their_arguments():
