@@ -21,7 +21,7 @@ from .elementwise import Write
 from .reference import compute_dtype, whole_keys, zero_state
 
 STATE_CHUNK_SIZE = 32  # of 16 to 64 the fastest: larger ones spend more on triangles, smaller ones on their number
-TILE_SIZE = 256  # at most: chunks pass one by one, and the more heads pass together the less it costs to begin
+TILE_SIZE = 256  # at most: the shorter a tile, the more heads pass together, and the fewer calls that takes
 TOKENS_AT_ONCE = 8192  # of all sequences and heads together, on a CPU: 2 MiB per tensor for heads of 64
 
 
@@ -47,11 +47,13 @@ class FinalState(torch.autograd.Function):
         pass_through, _ = algebra_of(write)
         state = zero_state(kappa, v, dtype) if initial_state is None else initial_state.to(dtype, copy=True)
         tiles, blocks = tiles_and_blocks(kappa)
-        starts = state.new_empty(len(tiles), *state.shape)  # before each tile
+        kept = len(tiles) if any(ctx.needs_input_grad) else 0
+        starts = state.new_empty(kept, *state.shape)  # before each tile
         for heads in blocks:
             passing = state[:, heads].flatten(0, 1)
-            for start, tokens in zip(starts, tiles, strict=True):
-                start[:, heads] = passing.view_as(start[:, heads])
+            for i, tokens in enumerate(tiles):
+                if kept:
+                    starts[i, :, heads] = passing.view_as(starts[i, :, heads])
                 part = Write(*(in_chunks(x[:, tokens, heads], dtype) for x in write))
                 passing = pass_through(part, passing).ends[-1]
             state[:, heads] = passing.view_as(state[:, heads])
@@ -70,7 +72,7 @@ class FinalState(torch.autograd.Function):
         tiles, blocks = tiles_and_blocks(write.kappa)
         for heads in blocks:
             d_passing = d_state[:, heads].flatten(0, 1)
-            for start, tokens in zip(starts.flip(0), reversed(tiles), strict=True):
+            for start, tokens in zip(starts.unbind()[::-1], reversed(tiles), strict=True):
                 part = Write(*(in_chunks(x[:, tokens, heads], dtype) for x in write))
                 passed = pass_through(part, start[:, heads].flatten(0, 1))
                 *parts, d_passing = go_back(part, passed, d_passing)

@@ -38,15 +38,17 @@ def read_quadratic(
     if norm_bias is not None:  # what is read of a centred state is centred
         state = state - state.mean(2, keepdim=True)
     state = state.flatten(0, 1)
-    out = r.new_empty(batch_size, num_heads, value_dim, length + PADDING)[..., :length]
+    # tokens of all sequences in a row: what projects them on sees one matrix
+    out = r.new_empty(num_heads, value_dim, batch_size * length + PADDING)[..., : batch_size * length]
+    out = out.unflatten(2, (batch_size, length)).permute(2, 0, 1, 3)  # [B, H, V, T]
     blocks = max(round(heads * PRODUCTS * n * length / FEATURES_AT_ONCE), 1)
     size = -(-length // (blocks * ALIGNMENT)) * ALIGNMENT
     circles = r.new_empty(batch_size, num_heads, n + PRODUCTS - 1, size)
     products, reads = r.new_empty(heads, PRODUCTS, n, size), r.new_empty(heads, value_dim, size)
-    squares = torch.empty_like(reads)
-    if norm_weight is not None:  # the root of the sum of squares is divided by, not of their mean
+    if norm_weight is not None and norm_bias is not None:
+        squares = torch.empty_like(reads)
+        # the root of the sum of squares is divided by, not of their mean
         norm_weight = norm_weight.to(r.dtype).view(num_heads, value_dim, 1) * value_dim**0.5
-    if norm_bias is not None:
         norm_bias = norm_bias.to(r.dtype).view(num_heads, value_dim, 1)
     for start in range(0, length, max(size, 1)):
         tokens, block = slice(start, start + size), slice(min(size, length - start))
@@ -55,7 +57,7 @@ def read_quadratic(
         features = multiply_neighbours(circle.flatten(0, 1), products[..., block]).flatten(1, 2)
         o = torch.bmm(state, features, out=reads[..., block])
         square = features[:, :n].sum(1, keepdim=True).add_(n * MEAN_SQUARE_EPS)  # n times the channels' mean square
-        if norm_bias is None or norm_weight is None:
+        if norm_weight is None or norm_bias is None:
             o.mul_(square.reciprocal_().mul_(n))
             out[..., tokens] = o.view_as(out[..., tokens])
             continue
@@ -63,7 +65,7 @@ def read_quadratic(
         of_reads = torch.mul(o, o, out=squares[..., block]).sum(1, keepdim=True)
         o.mul_(square.square_().mul_(eps * value_dim / n**2).add_(of_reads).rsqrt_())
         torch.add(o.view_as(out[..., tokens]).mul_(norm_weight), norm_bias, out=out[..., tokens])
-    return out.view(batch_size, num_heads * value_dim, length).mT
+    return out.flatten(1, 2).mT
 
 
 def fill_circle(circle: torch.Tensor, channels: torch.Tensor) -> None:

@@ -41,12 +41,14 @@ def gradients(tensors, scan, wanted=NAMES):
     return torch.autograd.grad(state, [tensors[NAMES.index(name)] for name in wanted], d_state)
 
 
-@pytest.mark.parametrize("tile_size", [1, 9, 20, 40], ids="tiles of {}".format)
-@pytest.mark.parametrize("tokens_at_once", [1, 150, 10**6], ids=["head by head", "two heads, one head", "at once"])
+@pytest.mark.parametrize("tiles", [[40], [20, 20], [14, 14, 12], [6] * 6 + [4]], ids=str)
+@pytest.mark.parametrize("heads", [[1, 1, 1], [2, 1], [3]], ids=str)
 @pytest.mark.parametrize("of_heads", [(), ("w", "k", "a")], ids=str)
-def test_tokens_and_heads_a_few_at_a_time(monkeypatch, of_heads, tokens_at_once, tile_size):
-    monkeypatch.setattr(chunked_state, "TILE_SIZE", tile_size)
-    monkeypatch.setattr(chunked_state, "TOKENS_AT_ONCE", tokens_at_once)
+def test_tokens_and_heads_a_few_at_a_time(monkeypatch, of_heads, heads, tiles):
+    monkeypatch.setattr(chunked_state, "TILE_SIZE", tiles[0])
+    monkeypatch.setattr(chunked_state, "TOKENS_AT_ONCE", 2 * tiles[0] * heads[0])
+    found = chunked_state.tiles_and_blocks(torch.empty(2, 40, 3, 8))
+    assert [[len(range(n)[part]) for part in parts] for n, parts in zip((40, 3), found, strict=True)] == [tiles, heads]
     tensors = with_one_per_head(arguments(), of_heads)
     torch.testing.assert_close(final_state(*tensors), final_state(*tensors, scan=wkv7_reference))
     torch.testing.assert_close(gradients(tensors, chunked), gradients(tensors, wkv7_reference))
@@ -65,7 +67,8 @@ def test_some_gradients_and_strided_arguments():
 
 
 @pytest.mark.parametrize("of_heads", [(), ("w", "a"), ("w", "k", "a")], ids=str)
-def test_gradients_have_gradients(of_heads):
+def test_gradients_have_gradients(of_heads, monkeypatch):
+    monkeypatch.setattr(chunked_state, "TILE_SIZE", 12)
     tensors = with_one_per_head(arguments(batch_size=1, length=33, heads=1, K=2, V=1), of_heads)
     assert torch.autograd.gradgradcheck(final_state, tensors)
 
@@ -79,6 +82,10 @@ def test_arguments_and_a_state_per_tile_are_kept():
     assert of_arguments == {x.data_ptr() for x in kept} & of_arguments
     (starts,) = (x for x in kept if x.data_ptr() not in of_arguments)
     assert starts.shape == (3, *tensors[-1].shape)
+    kept.clear()
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        final_state(*(x.detach() for x in tensors))
+    assert not kept
 
 
 def test_gradients_have_the_dtypes_of_their_arguments():

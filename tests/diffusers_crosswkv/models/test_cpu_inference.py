@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from crosswkv_kernels import state_readout
 from torch import nn
 
 from diffusers_crosswkv import CrossWKV
@@ -28,11 +29,20 @@ def with_forward():
 
 
 @torch.no_grad()
-def test_a_product_has_its_tokens_last_in_memory():
-    linear, x = nn.Linear(6, 8, bias=False).double(), torch.randn(2, 5, 6, dtype=torch.float64)
-    y = project_tokens_last(linear, x)
-    assert y.stride() == (40, 1, 5)
-    assert torch.allclose(y, linear(x), rtol=0, atol=1e-14)
+def test_a_product_has_its_tokens_last_in_memory_and_is_not_copied():
+    """Nor is what reads it, on its way to the next layer; weights want gradients, as in any loaded model."""
+    linear, x = nn.Linear(8, 8, bias=False), torch.randn(2, 5, 8)
+    with torch.profiler.profile() as profile:
+        y = project_tokens_last(linear, x)
+    assert y.stride() == (5, 1, 10)
+    assert torch.allclose(y, linear(x), rtol=0, atol=1e-6)
+    state, weight = torch.randn(2, 2, 4, 16), torch.ones(8)
+    seen = state_readout(y.unflatten(-1, (2, 4)), state, weight, weight, None, 1.0, feature_map="quadratic")
+    with torch.profiler.profile() as of_next:
+        linear(seen)
+    names = {event.key for event in (*profile.key_averages(), *of_next.key_averages())}
+    assert "aten::mm" in names
+    assert not names & {"aten::copy_", "aten::clone"}
 
 
 @torch.no_grad()
