@@ -126,8 +126,18 @@ def othello_figures():
     rows = rows_of("othello/rows.jsonl")
     shares = {row["mixer"]: row["share"][0] for row in of(rows, kind="legality", source="model", lesson="legal")}
     yield "{wkv7:.1%} of first choices legal (softmax {softmax:.1%})", shares
-    (match,) = of(rows, kind="match", player="wkv7, play")
-    yield "wins {wins} of {games:,} games against random moves", match
+    wins = {row["player"].split(",")[0]: row for row in of(rows, kind="match") if row["player"].endswith(", play")}
+    yield (
+        "wins {0[wins]} of {0[games]:,} games against random moves (softmax {1[wins]})",
+        [wins["wkv7"], wins["softmax"]],
+    )
+    discs = {(row.get("mixer"), row.get("place")): row["discs"][0] for row in of(rows, kind="probe", trained=True)}
+    yield (
+        "{0:.1%} of discs from the last layer (softmax {1:.1%}), but none from the matrix state itself: {2:.1%}",
+        [*(discs[mixer, "layer 2"] for mixer in ("wkv7", "softmax")), discs["wkv7", "state 2"]],
+    )
+    guess = only(of(rows, place="majority"))
+    yield "a guess {discs[0]:.1%}", guess
 
 
 def robustness_figures():
