@@ -86,10 +86,12 @@ def state_readout(
     gate: torch.Tensor | None,
     eps: float,
     feature_map: str,
+    overwrite_r: bool,
 ) -> torch.Tensor:
     dtype = compute_dtype(r, state)
     if feature_map == QUADRATIC and can_read(r, state, norm_weight, norm_bias):
-        o = read_quadratic(r.to(dtype), state.to(dtype), norm_weight, norm_bias, eps)
+        overwrite_r = overwrite_r or r.dtype != dtype
+        o = read_quadratic(r.to(dtype), state.to(dtype), norm_weight, norm_bias, eps, overwrite_r)
         return (o if gate is None else o * gate).to(r.dtype)
     o = read_heads(map_features(r.to(dtype), feature_map), state.to(dtype))
     if norm_weight is None and gate is not None:  # the gate first: the product gets its order in memory

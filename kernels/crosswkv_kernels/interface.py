@@ -213,6 +213,7 @@ def state_readout(
     eps: float = 64e-5,
     *,
     feature_map: str = "identity",
+    overwrite_r: bool = False,
     backend: str = "auto",
 ) -> torch.Tensor:
     """Read a state that no longer changes, normalise per head, gate (equations 13, 14 and 16).
@@ -226,6 +227,7 @@ def state_readout(
         gate: `[B, T, H * V]`, or None for no gate.
         eps: added to the variance, > 0; RWKV-7 takes `head_dim * 1e-5`.
         feature_map: `identity`, `silu` or `quadratic`, applied to the receptance: see [`map_features`].
+        overwrite_r: whether the result may take the place of `r` in memory, where that is faster; `r` is lost then.
         backend: `triton` (one kernel, on GPUs), `chunked` (plain PyTorch) or `auto`, Triton on GPUs where it can
             run. Triton's gradients have no gradients of their own.
 
@@ -242,7 +244,7 @@ def state_readout(
     if takes_triton(backend, tensors, tuple(state.shape[2:])):
         return triton_readout.state_readout(*tensors, float(eps), feature_map)
     with exact(r.device):
-        return elementwise.state_readout(*tensors, eps, feature_map)
+        return elementwise.state_readout(*tensors, eps, feature_map, overwrite_r)
 
 
 def scan_readout(

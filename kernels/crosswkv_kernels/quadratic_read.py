@@ -25,6 +25,7 @@ def read_quadratic(
     norm_weight: torch.Tensor | None,
     norm_bias: torch.Tensor | None,
     eps: float,
+    overwrite_r: bool,
 ) -> torch.Tensor:
     """What `state_readout` gives for channels `[B, T, H, n]` without a gate: `[B, T, H * V]`, tokens last in memory.
 
@@ -38,9 +39,11 @@ def read_quadratic(
     if norm_bias is not None:  # what is read of a centred state is centred
         state = state - state.mean(2, keepdim=True)
     state = state.flatten(0, 1)
-    # tokens of all sequences in a row: what projects them on sees one matrix
-    out = r.new_empty(num_heads, value_dim, batch_size * length + PADDING)[..., : batch_size * length]
-    out = out.unflatten(2, (batch_size, length)).permute(2, 0, 1, 3)  # [B, H, V, T]
+    if overwrite_r and value_dim == n and r.stride(1) == 1 and 0 not in r.stride():
+        out = channels
+    else:
+        out = empty_tokens_last(r, num_heads * value_dim).view(num_heads, value_dim, batch_size, length)
+        out = out.permute(2, 0, 1, 3)  # [B, H, V, T]
     blocks = max(round(heads * PRODUCTS * n * length / FEATURES_AT_ONCE), 1)
     size = -(-length // (blocks * ALIGNMENT)) * ALIGNMENT
     circles = r.new_empty(batch_size, num_heads, n + PRODUCTS - 1, size)
@@ -66,6 +69,12 @@ def read_quadratic(
         o.mul_(square.square_().mul_(eps * value_dim / n**2).add_(of_reads).rsqrt_())
         torch.add(o.view_as(out[..., tokens]).mul_(norm_weight), norm_bias, out=out[..., tokens])
     return out.flatten(1, 2).mT
+
+
+def empty_tokens_last(x: torch.Tensor, rows: int) -> torch.Tensor:
+    """`[rows, B, T]` for tokens `[B, T, ...]`: those of all sequences in a row, one matrix for what projects them."""
+    tokens = x.shape[:2].numel()
+    return x.new_empty(rows, tokens + PADDING)[:, :tokens].unflatten(1, x.shape[:2])
 
 
 def fill_circle(circle: torch.Tensor, channels: torch.Tensor) -> None:

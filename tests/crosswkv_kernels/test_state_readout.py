@@ -152,6 +152,26 @@ def test_reading_without_gradients_is_reading(channels, normed, gated, monkeypat
     assert state_readout(**inputs | weights, feature_map="quadratic").requires_grad == normed
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("value_dim", [4, 8])
+@pytest.mark.parametrize("layout", ["tokens last", "channels last", "expanded"])
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("normed", [False, True])
+def test_the_result_may_take_the_place_of_the_receptance(normed, gated, layout, value_dim):
+    inputs = make_inputs(150, 16, value_dim, gated=gated, products=True)
+    inputs = inputs if normed else without_norm(inputs)
+    r = inputs["r"]
+    if layout == "tokens last":
+        r = r.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    elif layout == "expanded":
+        r = r[:, :1].expand_as(r)
+    expected = state_readout(**inputs | {"r": r.clone()}, feature_map="quadratic")
+    o = state_readout(**inputs | {"r": r}, feature_map="quadratic", overwrite_r=True)
+    assert torch.equal(o, expected)
+    in_place = layout == "tokens last" and value_dim == 4 and not gated
+    assert (o.data_ptr() == r.data_ptr()) == in_place
+
+
 @pytest.mark.parametrize("size", [(16, 128), (128, 16), (100, 17), (2, 5)], ids=str)
 def test_triton_sizes(size):
     assert_accurate(make_inputs(5, *size, batch=1, dtype=torch.float32), 1e-5, "triton")

@@ -1,19 +1,23 @@
 """How a CPU projects what will read a state, where no gradient is needed."""
 
 import torch
+from crosswkv_kernels.quadratic_read import empty_tokens_last
 from torch import nn
 
 
-def project_tokens_last(linear: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """`linear(x)` for `[B, T, D]`; where that is a product with a weight alone, tokens are last in memory.
+def project_tokens_last(linear: nn.Module, x: torch.Tensor) -> torch.Tensor | None:
+    """`linear(x)` for `[B, T, D]` with tokens last in memory; None where `linear` must be called.
 
-    On a CPU products of channels go along tokens: this saves them a copy.
+    On a CPU products of channels go along tokens: this saves them a copy, and the result is the caller's alone.
     """
-    of_cpu = x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    if of_cpu and is_plain(linear):
-        product = torch.mm(linear.weight, x.flatten(0, 1).T)  # type: ignore[arg-type]
-        return product.unflatten(1, x.shape[:2]).permute(1, 2, 0)
-    return linear(x)  # type: ignore[no-any-return]
+    if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return None
+    if torch.is_autocast_enabled("cpu") or not is_plain(linear):
+        return None
+    weight: torch.Tensor = linear.weight  # type: ignore[assignment]
+    channels = empty_tokens_last(x, len(weight))
+    torch.mm(weight, x.flatten(0, 1).T, out=channels.flatten(1))
+    return channels.permute(1, 2, 0)
 
 
 def is_plain(module: nn.Module) -> bool:

@@ -219,7 +219,10 @@ class CrossWKV(nn.Module):
         if self.state_observer is not None:
             self.state_observer(state)
         gate = None if self.gate_lora is None else self.gate_lora(hidden_states)
-        return self.norm(project_tokens_last(projections.to_q, hidden_states), state, gate)
+        channels = project_tokens_last(projections.to_q, hidden_states)
+        if channels is not None:  # nobody else has them
+            return self.norm(channels, state, gate, overwrite=True)
+        return self.norm(projections.to_q(hidden_states), state, gate)
 
     def receptance(self, projections: Projections, x: torch.Tensor) -> torch.Tensor:
         """`[B, T, D]` to `[B, T, H, K]`."""

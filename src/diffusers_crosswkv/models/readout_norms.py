@@ -17,14 +17,26 @@ class StateNorm(nn.Module):
         self.read_scale = nn.Parameter(torch.full((num_heads,), 0.5)) if scaled else None
         self.num_heads, self.eps, self.feature_map = num_heads, eps, feature_map
 
-    def forward(self, channels: torch.Tensor, state: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
+    def forward(
+        self, channels: torch.Tensor, state: torch.Tensor, gate: torch.Tensor | None, overwrite: bool = False
+    ) -> torch.Tensor:
+        """`overwrite`: whether the result may take the place of the channels in memory."""
         if self.read_scale is not None:
             state = state * self.read_scale.view(-1, 1, 1)
         weight: torch.Tensor | None = self.weight
         if self.bias is None:  # a weight of each value is one of each row of the state
             state, weight = state * self.weight.view(state.shape[1], -1, 1), None
         receptance = channels.unflatten(-1, (self.num_heads, -1))
-        return state_readout(receptance, state, weight, self.bias, gate, self.eps, feature_map=self.feature_map)
+        return state_readout(
+            receptance,
+            state,
+            weight,
+            self.bias,
+            gate,
+            self.eps,
+            feature_map=self.feature_map,
+            overwrite_r=overwrite,
+        )
 
 
 class ScanNorm(nn.Module):

@@ -14,13 +14,6 @@ class Doubled(nn.Linear):
         return 2 * super().forward(x)
 
 
-def with_hook(before):
-    linear, calls = nn.Linear(6, 8, bias=False), []
-    register = linear.register_forward_pre_hook if before else linear.register_forward_hook
-    register(lambda module, *_: calls.append(module))
-    return linear, calls
-
-
 def with_forward():
     linear = nn.Linear(6, 8, bias=False)
     forward = linear.forward
@@ -29,28 +22,41 @@ def with_forward():
 
 
 @torch.no_grad()
-def test_a_product_has_its_tokens_last_in_memory_and_is_not_copied():
-    """Nor is what reads it, on its way to the next layer; weights want gradients, as in any loaded model."""
+def test_neither_the_projection_nor_what_reads_it_is_copied():
+    """Weights want gradients, as those of any loaded model."""
     linear, x = nn.Linear(8, 8, bias=False), torch.randn(2, 5, 8)
     with torch.profiler.profile() as profile:
         y = project_tokens_last(linear, x)
-    assert y.stride() == (5, 1, 10)
+    assert y.stride() == (5, 1, 26)
     assert torch.allclose(y, linear(x), rtol=0, atol=1e-6)
     state, weight = torch.randn(2, 2, 4, 16), torch.ones(8)
-    seen = state_readout(y.unflatten(-1, (2, 4)), state, weight, weight, None, 1.0, feature_map="quadratic")
-    with torch.profiler.profile() as of_next:
-        linear(seen)
-    names = {event.key for event in (*profile.key_averages(), *of_next.key_averages())}
-    assert "aten::mm" in names
-    assert not names & {"aten::copy_", "aten::clone"}
+    for overwrite in (False, True):
+        r = y.unflatten(-1, (2, 4))
+        seen = state_readout(r, state, weight, weight, feature_map="quadratic", overwrite_r=overwrite)
+        with torch.profiler.profile() as of_next:
+            linear(seen)
+        names = {event.key for event in (*profile.key_averages(), *of_next.key_averages())}
+        assert "aten::mm" in names
+        assert not names & {"aten::copy_", "aten::clone"}
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("before", [False, True])
 def test_hooks_are_called(before):
-    linear, calls = with_hook(before)
-    project_tokens_last(linear, torch.randn(2, 5, 6))
-    assert calls == [linear]
+    layer, calls = CrossWKV(16, 12, 16).eval(), []
+    register = layer.to_q.register_forward_pre_hook if before else layer.to_q.register_forward_hook
+    register(lambda module, *_: calls.append(module))
+    layer(torch.randn(2, 5, 16), torch.randn(2, 3, 12))
+    assert calls == [layer.to_q]
+
+
+@torch.no_grad()
+def test_what_a_hook_keeps_stays_as_it_was():
+    layer, kept = CrossWKV(16, 12, 16).eval(), []
+    layer.to_q.register_forward_hook(lambda module, inputs, output: kept.append((output, output.clone())))
+    layer(torch.randn(2, 5, 16), torch.randn(2, 3, 12))
+    ((output, as_it_was),) = kept
+    assert torch.equal(output, as_it_was)
 
 
 @torch.no_grad()
@@ -59,16 +65,17 @@ def test_hooks_are_called(before):
     [nn.Linear(6, 8), Doubled(6, 8, bias=False), nn.Sequential(nn.Linear(6, 8, bias=False)), with_forward()],
     ids=["bias", "subclass", "other module", "replaced forward"],
 )
-def test_whatever_else_a_projection_does_is_done(linear):
-    x = torch.randn(2, 5, 6)
-    assert torch.equal(project_tokens_last(linear, x), linear(x))
+def test_whatever_does_more_must_be_called(linear):
+    assert project_tokens_last(linear, torch.randn(2, 5, 6)) is None
 
 
-def test_with_gradients_modules_are_called_as_ever():
+def test_with_gradients_modules_are_called():
     linear, x = nn.Linear(6, 8, bias=False), torch.randn(2, 5, 6)
-    y = project_tokens_last(linear, x)
-    assert y.is_contiguous()
-    assert y.requires_grad
+    assert project_tokens_last(linear, x) is None
+    with torch.no_grad():
+        assert project_tokens_last(linear, x) is not None
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert project_tokens_last(linear, x) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
