@@ -33,7 +33,7 @@ TARGETS = {
 class Resources(NamedTuple):
     """What one compiled kernel takes: registers per thread, bytes of shared memory and of spills per thread.
 
-    `widths` are K and V of the heads, `version` what tells launches of one kernel apart, see [`version_of`].
+    `widths` are K and V of the launch's heads, `version` what tells launches of one kernel apart, see [`version_of`].
     """
 
     kernel: str
@@ -48,7 +48,7 @@ class Resources(NamedTuple):
 
 
 def compile_launch(launch: Launch, target: str, widths: tuple[int, int], dtype: str) -> Resources:
-    """Compile one recorded launch for a target of `TARGETS`; heads and dtype are noted."""
+    """Compile one recorded launch for a target of `TARGETS`; `widths` are noted where the launch has none."""
     place = launch.kernel.arg_names.index
     divisible = {(place(name),): [["tt.divisibility", 16]] for name in launch.divisible_by_16}
     constants = {(place(name),): value for name, value in launch.constants.items()}
@@ -58,6 +58,7 @@ def compile_launch(launch: Launch, target: str, widths: tuple[int, int], dtype: 
     registers, spills = (read_amd if target.startswith("gfx") else read_nvidia)(compiled)
     shared = compiled.metadata.shared
     name, version = launch.kernel.__name__, version_of(launch)
+    widths = launch.constants.get("K", widths[0]), launch.constants.get("V", widths[1])
     return Resources(name, version, widths, dtype, target, registers, shared, spills, launch.num_warps)
 
 

@@ -75,6 +75,8 @@ def test_every_launch_compiles(widths):
     assert not [row for row in rows if row["shared"] > SHARED_MEMORY[row["target"]]]
     ampere = [row["shared"] for row in rows if (row["target"], row["dtype"]) == ("sm_80", "bfloat16")]
     assert max(ampere) <= SMALL
-    narrow = widths in [(64, 64), (64, 16)]
-    default = [row for row in rows if narrow and (row["target"], row["dtype"]) == ("sm_90", "bfloat16")]
-    assert not [row for row in default if row["spills"]]
+    if widths in [(64, 64), (64, 16)]:
+        default = {"target": "sm_90", "dtype": "bfloat16", "widths": list(widths)}
+        defaults = [row for row in rows if row.items() >= default.items()]
+        assert len(defaults) > 50
+        assert not [row for row in defaults if row["spills"]]
