@@ -104,21 +104,29 @@ def tracking_figures():
         "rate to 1 {0:.1%}, diagonal decay {1:.1%}, softmax {2:.1%}",
         [max(row["accuracy"]["256"] for row in of(swaps, arm=arm)) for arm in arms],
     )
-    (whole,) = of(rows, task="s5", arm="wkv7, rate to 2, 4 updates", seed=0)
-    yield "{0:.1%} of tokens at 16, {1:.1%} at 256", [whole["accuracy"][length] for length in ("16", "256")]
+    every, four = rows_of("state_tracking/rows.jsonl"), "wkv7, rate to 2, 4 updates"
+    groups = {task: of(rows, task=task, arm=four, seed=0)[0]["accuracy"] for task in ("s5", "a5", "z60")}
+    yield (
+        "S5 {0:.1%} of tokens at 16, {1:.1%} at 256; A5 {2:.1%} and {3:.1%}; Z60 {4:.1%} and {5:.1%}",
+        [accuracy[length] for accuracy in groups.values() for length in ("16", "256")],
+    )
+    others = [max(r["accuracy"]["16"] for r in of(every, task=task) if r["arm"] != four) for task in groups]
+    yield (
+        "all other arms at 16 at most {0:.1%}, {1:.1%}, {2:.1%}",
+        [math.ceil(1000 * accuracy) / 1000 for accuracy in others],
+    )
     longest = [
         only(of(rows, task=task, arm="wkv7, rate to 2")) for task in ("parity", "even_pairs", "cycle_navigation")
     ]
     yield (
-        "parity {0:.1%}, even pairs {1:.1%}, cycle navigation {2:.1%}",
-        [row["accuracy"]["256"] for row in longest],
+        "parity {0:.1%}, even pairs {1:.1%}, cycle navigation {2:.1%}, with four updates {3:.1%}",
+        [row["accuracy"]["256"] for row in (*longest, only(of(rows, task="cycle_navigation", arm=four)))],
     )
     numbers = {row["arm"]: row["accuracy"]["16"] for row in of(rows, task="modular_arithmetic")}
     mine = numbers.pop("wkv7, rate to 2")
-    z60 = max(row["accuracy"]["16"] for row in of(rows, task="z60"))
     yield (
-        "modular arithmetic {0:.1%}, other arms {1:.1%} at most; no arm learns Z60 in 1,000 steps (best {2:.1%})",
-        [mine, max(numbers.values()), z60],
+        "modular arithmetic {0:.1%}, other arms {1:.1%} at most",
+        [mine, math.ceil(1000 * max(numbers.values())) / 1000],
     )
 
 
