@@ -88,6 +88,11 @@ def test_figures_of_the_alignment_page_are_those_of_the_rows():
     assert [row for row in alignment_page_rows() if row not in text] == []
 
 
+def rounded_up(share):
+    """To a tenth of a percent, for what is said to be at most so much."""
+    return math.ceil(1000 * share) / 1000
+
+
 def tracking_figures():
     rows = of(rows_of("state_tracking/rows.jsonl"), layers=1)
     swaps = of(rows, task="s5_swaps")
@@ -113,7 +118,7 @@ def tracking_figures():
     others = [max(r["accuracy"]["16"] for r in of(every, task=task) if r["arm"] != four) for task in groups]
     yield (
         "all other arms at 16 at most {0:.1%}, {1:.1%}, {2:.1%}",
-        [math.ceil(1000 * accuracy) / 1000 for accuracy in others],
+        [rounded_up(accuracy) for accuracy in others],
     )
     longest = [
         only(of(rows, task=task, arm="wkv7, rate to 2")) for task in ("parity", "even_pairs", "cycle_navigation")
@@ -126,7 +131,7 @@ def tracking_figures():
     mine = numbers.pop("wkv7, rate to 2")
     yield (
         "modular arithmetic {0:.1%}, other arms {1:.1%} at most",
-        [mine, math.ceil(1000 * max(numbers.values())) / 1000],
+        [mine, rounded_up(max(numbers.values()))],
     )
 
 

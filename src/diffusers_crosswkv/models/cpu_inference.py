@@ -1,7 +1,9 @@
 """How a CPU projects what will read a state, where no gradient is needed."""
 
+from typing import TypeGuard
+
 import torch
-from crosswkv_kernels.quadratic_read import empty_tokens_last
+from crosswkv_kernels.quadratic_read import can_read, empty_tokens_last
 from torch import nn
 
 
@@ -10,17 +12,14 @@ def project_tokens_last(linear: nn.Module, x: torch.Tensor) -> torch.Tensor | No
 
     On a CPU products of channels go along tokens: this saves them a copy, and the result is the caller's alone.
     """
-    if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if not is_plain(linear) or not can_read(x, linear.weight) or torch.is_autocast_enabled("cpu"):
         return None
-    if torch.is_autocast_enabled("cpu") or not is_plain(linear):
-        return None
-    weight: torch.Tensor = linear.weight  # type: ignore[assignment]
-    channels = empty_tokens_last(x, len(weight))
-    torch.mm(weight, x.flatten(0, 1).T, out=channels.flatten(1))
+    channels = empty_tokens_last(x, linear.out_features)
+    torch.mm(linear.weight, x.flatten(0, 1).T, out=channels.flatten(1))
     return channels.permute(1, 2, 0)
 
 
-def is_plain(module: nn.Module) -> bool:
+def is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
     """A linear layer without bias, adapters, hooks of its own, another `forward`, or a quantized weight."""
     if type(module) is not nn.Linear or type(module.weight) is not nn.Parameter or module.bias is not None:
         return False
