@@ -6,7 +6,7 @@ Bytes per token and head at K = V = 64, bf16: 896; and 16 kB for each of a first
 import triton
 import triton.language as tl
 
-from .triton_wkv7 import load_state, store_state
+from .triton_chunks import load_state, store_state
 
 
 @triton.jit(do_not_specialize=["length", "heads"])

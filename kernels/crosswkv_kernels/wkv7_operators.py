@@ -12,13 +12,8 @@ from torch.library import custom_op
 from .triton_blocks import optional_contiguous
 from .triton_launch import dot_precision, launch
 from .triton_recurrent import wkv7_recurrent_kernel
-from .triton_wkv7 import (
-    wkv7_backward_kernel,
-    wkv7_combine_kernel,
-    wkv7_forward_kernel,
-    wkv7_segments_backward_kernel,
-    wkv7_segments_kernel,
-)
+from .triton_segments import wkv7_combine_kernel, wkv7_segments_backward_kernel, wkv7_segments_kernel
+from .triton_wkv7 import wkv7_backward_kernel, wkv7_forward_kernel
 
 CHUNK_SIZE = 16  # 32 would halve the states that are kept, but its backward spills registers
 ENOUGH_PROGRAMS = 256  # about two for each multiprocessor of a large GPU

@@ -1,4 +1,4 @@
-"""A small training run that tests of processes, signals and shards start, here or as a script in processes of its own.
+"""A small training run that tests of processes, signals and shards start, here or as `SCRIPT` in other processes.
 
 python training_process.py '{"output_dir": ..., "max_train_steps": 6}' [folder for what each process reports]
 """
@@ -6,7 +6,6 @@ python training_process.py '{"output_dir": ..., "max_train_steps": 6}' [folder f
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from diffusers_crosswkv.training import Callback, Models, TrainingConfig, Traini
 from diffusers_crosswkv.training.text import fit_tokenizer, make_text_encoder
 
 SETTINGS = {"max_train_steps": 6, "batch_size": 4, "checkpointing_steps": 2, "lr_warmup_steps": 1}
-SUPPORT = Path(__file__).parent
+SCRIPT = Path(__file__)
 
 
 def tiny_models(seed=0, tokenizer=None, vae=None, **unet_config):
@@ -88,14 +87,6 @@ def weights_of(models):
         for name in ("unet", "text_encoder")
         for key, x in getattr(models, name).named_parameters()
     }
-
-
-def start(settings, *arguments, launcher=()):
-    """A process that trains; `launcher` such as torchrun's arguments."""
-    paths = [str(SUPPORT), *sys.path]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *launcher, str(SUPPORT / "training_process.py"), json.dumps(settings), *arguments]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def main():

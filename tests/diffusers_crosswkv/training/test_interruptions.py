@@ -1,12 +1,14 @@
 """Runs that are ended from outside, in processes of their own, and taken up here."""
 
+import json
 import random
 import signal
 import time
 
 import pytest
 import torch
-from training_process import fifty_digits, start, tiny_config, tiny_models, weights_of
+from running import ForkedScript
+from training_process import SCRIPT, fifty_digits, tiny_config, tiny_models, weights_of
 
 from diffusers_crosswkv.training import train
 from diffusers_crosswkv.training.checkpoints import checkpoint_folders, load_latest_checkpoint
@@ -25,13 +27,13 @@ def straight(tmp_path_factory):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
 def test_a_run_ended_by_a_signal_goes_on_to_the_same_weights(straight, tmp_path, number):
     settings = {"max_train_steps": STEPS, "checkpointing_steps": 1}  # so that a kill may well fall into a checkpoint
-    process = start(settings | {"output_dir": str(tmp_path)})
+    process = ForkedScript(SCRIPT, [json.dumps(settings | {"output_dir": str(tmp_path)})])
     while len(checkpoint_folders(tmp_path / "checkpoints")) < 2:
-        assert process.poll() is None, process.communicate()[0]
+        assert process.poll() is None, process.wait()
         time.sleep(0.01)
     time.sleep(random.Random().uniform(0, 0.3))  # anywhere in a step: the test holds wherever it falls
     process.send_signal(number)
-    output = process.communicate(timeout=60)[0]
+    _, output = process.wait(timeout=60)
     done = load_latest_checkpoint(tmp_path / "checkpoints").step
     assert 2 <= done < STEPS, output
     if number == signal.SIGTERM:

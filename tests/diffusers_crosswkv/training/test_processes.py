@@ -4,11 +4,11 @@ import importlib.util
 import json
 
 import pytest
-from training_process import Losses, Poison, fifty_digits, start, tiny_config, tiny_models, weights_of
+from running import run_script_in_processes
+from training_process import SCRIPT, Losses, Poison, fifty_digits, tiny_config, tiny_models, weights_of
 
 from diffusers_crosswkv.training import train
 
-TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 SHARDED = {
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",
@@ -28,20 +28,17 @@ def alone(tmp_path_factory):
     return losses.values, weights_of(models)
 
 
-def run_two(monkeypatch, folder, environment=None, parameters="Parameter", **settings):
+def run_two(folder, environment=None, parameters="Parameter", **settings):
     """Two processes with batches of 2 each; returns the losses that they report.
 
     `parameters`: the class that the U-Net's must have while they are trained.
     """
-    for name, value in ({"ACCELERATE_USE_CPU": "true"} | (environment or {})).items():
-        monkeypatch.setenv(name, value)
     report = folder.with_suffix(".json")
-    process = start({"output_dir": str(folder)} | settings, str(report), launcher=TWO)
-    output = process.communicate(timeout=240)[0]
-    assert process.returncode == 0, output
-    assert f"training {parameters} in 2 processes" in output
-    for name in SHARDED | ZERO:
-        monkeypatch.delenv(name, raising=False)
+    arguments = (json.dumps({"output_dir": str(folder)} | settings), report)
+    environment = {"ACCELERATE_USE_CPU": "true"} | (environment or {})
+    both = run_script_in_processes(SCRIPT, arguments, 2, environment)
+    assert [status for status, _ in both] == [0, 0], both
+    assert f"training {parameters} in 2 processes" in both[0][1]
     return {int(step): loss for step, loss in json.loads(report.read_text()).items()}
 
 
@@ -63,41 +60,41 @@ def assert_like_one_process(alone, losses, folder, **settings):
     assert difference < 1e-2 * moved.sqrt()
 
 
-def test_two_processes_train_as_one(alone, monkeypatch, tmp_path):
-    losses = run_two(monkeypatch, tmp_path / "run")
+def test_two_processes_train_as_one(alone, tmp_path):
+    losses = run_two(tmp_path / "run")
     assert_like_one_process(alone, losses, tmp_path / "run")
 
 
 @needs_deepspeed
-def test_deepspeed_saves_and_resumes(alone, monkeypatch, tmp_path):
-    first = run_two(monkeypatch, tmp_path / "run", ZERO, stop_after=3)
-    second = run_two(monkeypatch, tmp_path / "run", ZERO)
+def test_deepspeed_saves_and_resumes(alone, tmp_path):
+    first = run_two(tmp_path / "run", ZERO, stop_after=3)
+    second = run_two(tmp_path / "run", ZERO)
     assert sorted(first) == [1, 2, 3] and sorted(second) == [4, 5, 6]
     assert_like_one_process(alone, first | second, tmp_path / "run")
 
 
 @needs_deepspeed
-def test_one_process_goes_on_where_deepspeed_stopped(alone, monkeypatch, tmp_path):
-    first = run_two(monkeypatch, tmp_path / "run", ZERO | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "1"}, stop_after=3)
+def test_one_process_goes_on_where_deepspeed_stopped(alone, tmp_path):
+    first = run_two(tmp_path / "run", ZERO | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "1"}, stop_after=3)
     rest = Losses()
     train(tiny_config(tmp_path / "run"), tiny_models(), fifty_digits(), callbacks=[rest], progress=False)
     assert first | rest.values == pytest.approx(alone[0], rel=1e-4)
 
 
 @pytest.mark.parametrize("environment", [{}, pytest.param(ZERO, marks=needs_deepspeed)], ids=["ddp", "deepspeed"])
-def test_steps_that_are_not_finite_are_left_out_everywhere(environment, monkeypatch, tmp_path):
+def test_steps_that_are_not_finite_are_left_out_everywhere(environment, tmp_path):
     losses, models = Losses(), tiny_models()
     config = tiny_config(tmp_path / "alone")
     result = train(config, models, fifty_digits(), callbacks=[losses, Poison()], progress=False)
     assert result.tally.bad_steps == 2 and losses.values[3] == float("inf")
-    two = run_two(monkeypatch, tmp_path / "run", environment, poisoned=True, gradient_accumulation_steps=2)
+    two = run_two(tmp_path / "run", environment, poisoned=True, gradient_accumulation_steps=2)
     expected = losses.values, weights_of(models)
     assert_like_one_process(expected, two, tmp_path / "run", gradient_accumulation_steps=2)
 
 
-def test_shards_save_and_resume(alone, monkeypatch, tmp_path):
+def test_shards_save_and_resume(alone, tmp_path):
     in_parts = {"gradient_accumulation_steps": 2}
-    first = run_two(monkeypatch, tmp_path / "run", SHARDED, "DTensor", stop_after=3, **in_parts)
-    second = run_two(monkeypatch, tmp_path / "run", SHARDED, "DTensor", **in_parts)
+    first = run_two(tmp_path / "run", SHARDED, "DTensor", stop_after=3, **in_parts)
+    second = run_two(tmp_path / "run", SHARDED, "DTensor", **in_parts)
     assert sorted(first) == [1, 2, 3] and sorted(second) == [4, 5, 6]
     assert_like_one_process(alone, first | second, tmp_path / "run", **in_parts)
