@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from .chunk_factors import decays_of, sum_from_behind, unit_inverse
+from .chunk_factors import decays_of, drop_subnormal, sum_from_behind, unit_inverse
 from .elementwise import Write
 
 
@@ -71,7 +71,7 @@ def gradients_of_chunks(write: Write, passed: Passed, d_state: torch.Tensor) -> 
         torch.mul(d_state, leave_i, out=d_written_i)
         torch.bmm(kappa_i, d_written_i.mT, out=d_P_i)
         torch.bmm(X_i.mT, d_P_i * -removed_i, out=d_right_i)  # of b (kappa S_0^T) + M V
-        d_state = torch.baddbmm(d_written_i, (before_i * d_right_i).mT, kappa_i).mul_(enter_i)
+        d_state = drop_subnormal(torch.baddbmm(d_written_i, (before_i * d_right_i).mT, kappa_i).mul_(enter_i))
     d_last = (d_written * ends).sum((-2, -1), keepdim=True) / leave
     d_v = (written * d_P).add_(M.mT @ d_right)
     d_L, d_M = (d_right @ U.mT).neg_(), d_right @ v.mT  # of their lower triangles

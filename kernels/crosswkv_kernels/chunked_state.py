@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 import torch
 
 from . import chunked_multiples
-from .chunk_factors import decays_of, sum_from_behind, unit_inverse
+from .chunk_factors import decays_of, drop_subnormal, sum_from_behind, unit_inverse
 from .chunked import wkv7_chunked
 from .elementwise import Write
 from .reference import compute_dtype, whole_keys, zero_state
 
 STATE_CHUNK_SIZE = 32  # of 16 to 64 the fastest: larger ones spend more on triangles, smaller ones on their number
 TILE_SIZE = 256  # at most: the shorter a tile, the more heads pass together, and the fewer calls that takes
-TOKENS_AT_ONCE = 8192  # of all sequences and heads together, on a CPU: 2 MiB per tensor for heads of 64
+TOKENS_AT_ONCE = 16384  # of all sequences and heads together, on a CPU: 4 MiB per tensor for heads of 64
 
 
 def final_state_chunked(
@@ -179,7 +179,7 @@ def gradients_of_chunks(write: Write, passed: Passed, d_state: torch.Tensor) -> 
     for d_written_i, P_i, enter_i, leave_i, B_i, W_i in zip(*in_reverse, strict=True):
         torch.mul(d_state, leave_i, out=d_written_i)
         torch.bmm(B_i, d_written_i.mT, out=P_i)  # -dU
-        d_state = torch.baddbmm(d_written_i, P_i.mT, W_i, alpha=-1).mul_(enter_i)
+        d_state = drop_subnormal(torch.baddbmm(d_written_i, P_i.mT, W_i, alpha=-1).mul_(enter_i))
     d_last = as_wide_as(write.w, (d_written * ends).sum(-2, keepdim=True)) / leave
     d_right = (X.mT @ P).neg_()  # of A S_0^T + M V
     d_L, d_M = (d_right @ U.mT).neg_().tril_(-1), (d_right @ write.v.mT).tril_(-1)

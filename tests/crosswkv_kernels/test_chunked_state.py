@@ -92,3 +92,17 @@ def test_gradients_have_the_dtypes_of_their_arguments():
     tensors = [x.detach().to(torch.bfloat16).requires_grad_() for x in arguments(dtype=torch.float32)]
     final_state(*tensors).sum().backward()
     assert {x.grad.dtype for x in tensors} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("of_heads", [(), ("w", "k", "a")], ids=str)
+def test_gradients_that_have_decayed_are_zero(of_heads):
+    """Not subnormal, which CPUs compute with a hundred times as slowly; what counts is as it was."""
+    tensors = with_one_per_head(arguments(length=400), of_heads)
+    single = [x.detach().float().requires_grad_() for x in tensors]
+    tiny = torch.finfo(torch.float32).tiny
+    for name, exact, gradient in zip(NAMES, gradients(tensors, chunked), gradients(single, chunked), strict=True):
+        torch.testing.assert_close(gradient.double(), exact, rtol=1e-4, atol=1e-5)
+        subnormal = (gradient != 0) & (gradient.abs() < tiny)
+        assert subnormal.float().mean() < 1e-3, name
+        if name != "initial_state":
+            assert (gradient[:, :100] == 0).all() and (gradient[:, -1] != 0).any(), name

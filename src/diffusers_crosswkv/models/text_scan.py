@@ -14,8 +14,9 @@ def turn_backward(write: Write, backward_heads: int) -> Write:
     """The last `backward_heads` heads get their tokens in reversed order."""
     if backward_heads == 0:
         return write
-    forward = write.kappa.shape[2] - backward_heads
-    return Write(*(torch.cat((x[:, :, :forward], x[:, :, forward:].flip(1)), dim=2) for x in write))
+    directions = (write.kappa.shape[2] - backward_heads, backward_heads)
+    parts = (x.split(directions, dim=2) for x in write)
+    return Write(*(torch.cat((forward, backward.flip(1)), dim=2) for forward, backward in parts))
 
 
 def scan_text(write: Write, initial_state: torch.Tensor | None = None) -> torch.Tensor:
