@@ -1,8 +1,8 @@
 """The state alone in chunks, with a backward of its own: what training on a CPU scans a text with.
 
 The algebra is that of `chunked.py`. By hand it needs a fraction of the time and memory of autograd's backward: only
-the arguments and a state every `TILE_SIZE` tokens are kept, tokens and heads are taken a few at a time, whose chunks
-stay in the processor's cache, and the triangular systems are solved once, for the identity.
+the arguments and a state every `TILE_SIZE` tokens are kept, tokens and heads are taken a few at a time, which keeps
+what is in between small, and the triangular systems are solved once, for the identity.
 
 With `X = (I + L)^-1`, `W = X A`, `Y = X M V` and all factors relative to mid-chunk, a chunk does
 
@@ -22,7 +22,7 @@ from .reference import compute_dtype, whole_keys, zero_state
 
 STATE_CHUNK_SIZE = 32  # of 16 to 64 the fastest: larger ones spend more on triangles, smaller ones on their number
 TILE_SIZE = 256  # at most: the shorter a tile, the more heads pass together, and the fewer calls that takes
-TOKENS_AT_ONCE = 16384  # of all sequences and heads together, on a CPU: 4 MiB per tensor for heads of 64
+TOKENS_AT_ONCE = 16384  # of all sequences and heads together, on a CPU: of 4096 to 32768 the fastest or nearly
 
 
 def final_state_chunked(
@@ -105,7 +105,7 @@ def algebra_of(write: Write) -> tuple[Callable[..., Any], Callable[..., tuple[to
 
 
 def tiles_and_blocks(kappa: torch.Tensor) -> tuple[list[slice], list[slice]]:
-    """Tokens and heads that are taken at a time: on a CPU as many as its cache holds."""
+    """Tokens and heads that are taken at a time: on a CPU as many as make calls worth their overhead, and few more."""
     batch_size, length, heads, _ = kappa.shape
     if kappa.device.type != "cpu":
         return [slice(length)], [slice(heads)]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from crosswkv_kernels import chunked_state, wkv7, wkv7_reference
 from generators import seeded
+from scans import relative_rms
 
 NAMES = ("w", "k", "v", "kappa", "a", "initial_state")
 chunked = partial(wkv7, backend="chunked")
@@ -96,13 +97,19 @@ def test_gradients_have_the_dtypes_of_their_arguments():
 
 @pytest.mark.parametrize("of_heads", [(), ("w", "k", "a")], ids=str)
 def test_gradients_that_have_decayed_are_zero(of_heads):
-    """Not subnormal, which CPUs compute with a hundred times as slowly; what counts is as it was."""
+    """Not subnormal, for CPUs are slow with those; behind them they are right."""
     tensors = with_one_per_head(arguments(length=400), of_heads)
     single = [x.detach().float().requires_grad_() for x in tensors]
     tiny = torch.finfo(torch.float32).tiny
-    for name, exact, gradient in zip(NAMES, gradients(tensors, chunked), gradients(single, chunked), strict=True):
-        torch.testing.assert_close(gradient.double(), exact, rtol=1e-4, atol=1e-5)
+    exact_ones = gradients(tensors, wkv7_reference)
+    for name, exact, gradient in zip(NAMES, exact_ones, gradients(single, chunked), strict=True):
         subnormal = (gradient != 0) & (gradient.abs() < tiny)
         assert subnormal.float().mean() < 1e-3, name
-        if name != "initial_state":
-            assert (gradient[:, :100] == 0).all() and (gradient[:, -1] != 0).any(), name
+        if name == "initial_state":
+            assert (gradient == 0).all()
+            continue
+        assert (gradient[:, :100] == 0).all(), name
+        assert relative_rms(gradient, exact, 2) < 1e-5, name
+        if name != "w":  # the difference of running sums, which are rounded where they are large
+            for tokens in (slice(-80, -40), slice(-120, -80)):  # smaller by orders
+                assert relative_rms(gradient[:, tokens], exact[:, tokens], 2) < 1e-5, name

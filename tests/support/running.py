@@ -1,22 +1,25 @@
 """Scripts run in this process, which has imported everything already, or in ones forked from one that has."""
 
-import multiprocessing
+import multiprocessing.connection
 import os
 import runpy
 import signal
-import socket
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed import TCPStore
 
 PRELOADED = [  # a new process spends more time on importing these than most scripts of tests take
     "accelerate",
+    "diffusers_crosswkv.data.digits",
     "diffusers_crosswkv.evaluation.metrics",
     "diffusers_crosswkv.generation",
-    "training_process",
+    "diffusers_crosswkv.training.text",
+    "sklearn.datasets",
     "torch.distributed.fsdp",
 ]
 
@@ -30,7 +33,10 @@ def run_script(monkeypatch, path, *arguments):
 
 
 class ForkedScript:
-    """A script in a process of its own, which has imported what `PRELOADED` names; its environment is this one's."""
+    """A script in a process of its own; its environment is this one's, but for what libraries read when imported.
+
+    Python has one server that forks: whoever starts it, here or in the library, says what it has imported.
+    """
 
     def __init__(self, path, arguments=(), environment=None):
         context = multiprocessing.get_context("forkserver")
@@ -46,10 +52,11 @@ class ForkedScript:
         return self.process.exitcode
 
     def send_signal(self, number):
-        os.kill(self.process.pid, number)
+        if self.poll() is None:
+            os.kill(self.process.pid, number)
 
     def wait(self, timeout=300):
-        """Exit status and all that it has printed."""
+        """Exit status, that of a kill after `timeout` seconds, and all that was printed."""
         self.process.join(timeout)
         self.process.kill()
         self.process.join()
@@ -60,10 +67,10 @@ class ForkedScript:
 
 def become(line, environment, log):
     """In the forked process: the script `line[0]` as if a shell had started it."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which the server ignores
-    file = os.open(log, os.O_WRONLY)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it for what runs in the background
+    with open(log, "wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
     os.environ.clear()
     os.environ.update(environment)
     torch.set_num_threads(1)  # as in all tests
@@ -71,14 +78,22 @@ def become(line, environment, log):
     runpy.run_path(line[0], run_name="__main__")
 
 
-def run_script_in_processes(path, arguments, count, environment=None):
-    """Exit status and output of each of `count` processes that work together, as torchrun starts them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+def run_script_in_processes(path, arguments, count, environment=None, timeout=300):
+    """Exit status and output of each of `count` processes that work together, as torchrun starts them.
+
+    Where one fails, or after `timeout` seconds, the others are killed.
+    """
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # until all have ended
+    shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port}
+    shared |= {"TORCHELASTIC_USE_AGENT_STORE": True}
     processes = []
     for rank in range(count):
         own = {name: str(value) for name, value in ({"RANK": rank, "LOCAL_RANK": rank} | shared).items()}
         processes.append(ForkedScript(path, arguments, own | (environment or {})))
-    return [process.wait() for process in processes]
+    end = time.monotonic() + timeout
+    while (left := end - time.monotonic()) > 0 and not any(x.poll() for x in processes):
+        running = [x.process.sentinel for x in processes if x.poll() is None]
+        if not running:
+            break
+        multiprocessing.connection.wait(running, left)
+    return [x.wait(timeout=0) for x in processes]

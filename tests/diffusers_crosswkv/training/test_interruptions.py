@@ -33,7 +33,8 @@ def test_a_run_ended_by_a_signal_goes_on_to_the_same_weights(straight, tmp_path,
         time.sleep(0.01)
     time.sleep(random.Random().uniform(0, 0.3))  # anywhere in a step: the test holds wherever it falls
     process.send_signal(number)
-    _, output = process.wait(timeout=60)
+    status, output = process.wait(timeout=60)
+    assert status == (0 if number == signal.SIGTERM else -number), output
     done = load_latest_checkpoint(tmp_path / "checkpoints").step
     assert 2 <= done < STEPS, output
     if number == signal.SIGTERM:
