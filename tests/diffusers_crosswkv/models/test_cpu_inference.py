@@ -25,7 +25,7 @@ def with_forward():
 def test_neither_the_projection_nor_what_reads_it_is_copied():
     """Weights want gradients, as those of any loaded model."""
     linear, x = nn.Linear(8, 8, bias=False), torch.randn(2, 5, 8)
-    with torch.profiler.profile() as profile:
+    with torch.profiler.profile(acc_events=True) as profile:
         y = project_tokens_last(linear, x)
     assert y.stride() == (5, 1, 26)
     assert torch.allclose(y, linear(x), rtol=0, atol=1e-6)
@@ -33,7 +33,7 @@ def test_neither_the_projection_nor_what_reads_it_is_copied():
     for overwrite in (False, True):
         r = y.unflatten(-1, (2, 4))
         seen = state_readout(r, state, weight, weight, feature_map="quadratic", overwrite_r=overwrite)
-        with torch.profiler.profile() as of_next:
+        with torch.profiler.profile(acc_events=True) as of_next:
             linear(seen)
         names = {event.key for event in (*profile.key_averages(), *of_next.key_averages())}
         assert "aten::mm" in names
