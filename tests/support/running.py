@@ -79,9 +79,9 @@ def become(line, environment, log):
 
 
 def run_script_in_processes(path, arguments, count, environment=None, timeout=300):
-    """Exit status and output of each of `count` processes that work together, as torchrun starts them.
+    """What each of `count` processes that work together, as torchrun starts them, has printed.
 
-    Where one fails, or after `timeout` seconds, the others are killed.
+    Where one fails, or after `timeout` seconds, the others are killed and the test fails.
     """
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # until all have ended
     shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port}
@@ -96,4 +96,6 @@ def run_script_in_processes(path, arguments, count, environment=None, timeout=30
         if not running:
             break
         multiprocessing.connection.wait(running, left)
-    return [x.wait(timeout=0) for x in processes]
+    ended = [x.wait(timeout=0) for x in processes]
+    assert [status for status, _ in ended] == [0] * count, ended
+    return [output for _, output in ended]

@@ -36,9 +36,8 @@ def run_two(folder, environment=None, parameters="Parameter", **settings):
     report = folder.with_suffix(".json")
     arguments = (json.dumps({"output_dir": str(folder)} | settings), report)
     environment = {"ACCELERATE_USE_CPU": "true"} | (environment or {})
-    both = run_script_in_processes(SCRIPT, arguments, 2, environment)
-    assert [status for status, _ in both] == [0, 0], both
-    assert f"training {parameters} in 2 processes" in both[0][1]
+    first, _ = run_script_in_processes(SCRIPT, arguments, 2, environment)
+    assert f"training {parameters} in 2 processes" in first
     return {int(step): loss for step, loss in json.loads(report.read_text()).items()}
 
 
