@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src/diffusers_crosswkv"
 FLOORS = {
     "files": 0,
+    "host_memory": 0,
     "remote_code": 0,
     "presets": 1,
     "data": 1,

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..host_memory import freed_memory_kept
+
 
 def fit(
     model: nn.Module,
@@ -28,10 +30,11 @@ def fit(
     ]
     optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
-    for step in tqdm(range(steps), desc=description, disable=not progress):
-        optimizer.zero_grad()
-        loss_of_step(step).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+    with freed_memory_kept(next(model.parameters()).device):
+        for step in tqdm(range(steps), desc=description, disable=not progress):
+            optimizer.zero_grad()
+            loss_of_step(step).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
     model.eval()

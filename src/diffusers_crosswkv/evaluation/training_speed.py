@@ -14,6 +14,7 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
+from ..host_memory import freed_memory_kept
 from ..models import PromptState
 from ..presets import load_preset
 from .kernel_benchmark import DTYPES, SECONDS, BenchmarkConfig, failure, significant
@@ -188,7 +189,8 @@ def rows_of(case: Case, device: torch.device, rounds: int, seconds: float) -> di
         if device.type != "cpu":
             peaks[side] = peak_of_step(trainers[side], device) - before
     stopwatch = Stopwatch(device)
-    times = take_turns(trainers, stopwatch, rounds, seconds / len(trainers))
+    with freed_memory_kept(device):  # as in training
+        times = take_turns(trainers, stopwatch, rounds, seconds / len(trainers))
     rows: dict[str, Row] = {}
     for side, of in times.items():
         timing = summarize(of)
@@ -225,9 +227,11 @@ def peak_of_process(case: Case, side: str) -> int:
 
 def peak_here(case: Case, side: str, threads: int) -> int:
     torch.set_num_threads(threads)
-    trainer = Trainer(case, side, torch.device("cpu"))
-    for _ in range(WARM_UP_STEPS):
-        trainer()
+    device = torch.device("cpu")
+    trainer = Trainer(case, side, device)
+    with freed_memory_kept(device):
+        for _ in range(WARM_UP_STEPS):
+            trainer()
     return peak_resident()
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..host_memory import freed_memory_kept
 from ..sequences import SequenceConfig, SequenceModel
 from ..training.checkpoints import Checkpoint, load_latest_checkpoint, save_checkpoint
 from ..training.optimizers import Muon, load_optimizer_state, optimizer_state, parameter_groups
@@ -115,7 +116,7 @@ class Training:
         lessons = Lessons(self.plan.lesson, self.plan.batch_size, self.plan.seed)
         name = f"{self.plan.mixer}, {self.plan.lesson}"
         bar = tqdm(total=self.plan.steps, initial=self.step, desc=name, unit="step", disable=not progress)
-        with bar, stop_requests() as stop:
+        with bar, stop_requests() as stop, freed_memory_kept(self.model.device):
             saved = time.monotonic()
             while self.step < self.plan.steps:
                 loss = self.take_step(lessons)

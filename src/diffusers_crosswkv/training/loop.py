@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from ..data.examples import ExampleSource
+from ..host_memory import freed_memory_kept
 from .batches import CaptionedImages, Place, as_source
 from .callbacks import Callback, StepMetrics
 from .config import TrainingConfig, claim_output_dir
@@ -80,7 +81,8 @@ def train(
     with explained_memory(lambda: OF_CALLBACKS):
         for callback in callbacks:
             callback.start(run)
-    take_steps(run, callbacks, progress and accelerator.is_main_process)
+    with freed_memory_kept(accelerator.device):
+        take_steps(run, callbacks, progress and accelerator.is_main_process)
     averaged = run.finish()
     for callback in callbacks:
         callback.end(run)

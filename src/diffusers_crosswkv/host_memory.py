@@ -1,0 +1,37 @@
+"""Main memory that a computation on a CPU frees and soon wants again."""
+
+import ctypes
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+# Parameters of glibc's mallopt(3), and what they are set to afterwards: the default, and the limit of what glibc
+# itself goes up to for a process that allocates and frees much.
+TRIM_THRESHOLD, LARGEST_TRIM_THRESHOLD = -1, 64 * 2**20
+MMAP_MAX, DEFAULT_MMAP_MAX = -4, 65536
+NEVER = -1
+
+
+@contextmanager
+def freed_memory_kept(device: torch.device) -> Iterator[None]:
+    """Inside, where `device` is a CPU, freed memory stays with the process; behind it, it is given back.
+
+    Of itself glibc gives large tensors back to the system as soon as they are freed, and takes memory anew, page by
+    page and filled with zeros, for those of the next layer: a third of the time of a training step that reads 2,048
+    tokens. The peak hardly grows, for what is kept is used again. Without glibc this does nothing. It holds for the
+    whole process, and does not nest.
+    """
+    if device.type != "cpu" or platform.libc_ver()[0] != "glibc":
+        yield
+        return
+    libc = ctypes.CDLL(None)
+    libc.mallopt(MMAP_MAX, 0)
+    libc.mallopt(TRIM_THRESHOLD, NEVER)
+    try:
+        yield
+    finally:
+        libc.mallopt(MMAP_MAX, DEFAULT_MMAP_MAX)
+        libc.mallopt(TRIM_THRESHOLD, LARGEST_TRIM_THRESHOLD)
+        libc.malloc_trim(0)
