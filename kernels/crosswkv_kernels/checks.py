@@ -131,6 +131,25 @@ def shape_of(x: torch.Tensor) -> list[int]:
     return list(x.shape)
 
 
+def check_channel_write(write, initial_state) -> None:
+    w, k, v, channels, a = write
+    one = {"w": w, "k": k, "a": a}
+    check_tensors({"initial_state": initial_state}, v=v, kappa=channels, **one)
+    check_dims("[B, T, H, n]", kappa=channels)
+    check_dims("[B, T, H, V]", v=v)
+    for name, x in one.items():
+        if x.shape != (*channels.shape[:3], 1):
+            raise ValueError(
+                f"`{name}` must be [B, T, H, 1] with the sizes of `kappa`, got {shape_of(x)} and {shape_of(channels)}."
+            )
+    if v.shape[:3] != channels.shape[:3]:
+        raise ValueError(
+            f"`v` must be [B, T, H, V] with the B, T and H of `kappa`, got {shape_of(v)} and {shape_of(channels)}."
+        )
+    batch_size, _, num_heads, n = channels.shape
+    check_initial_state(initial_state, [batch_size, num_heads, v.shape[-1], PRODUCTS * n])
+
+
 def check_wkv7(r, w, k, v, kappa, a, initial_state) -> None:
     check_tensors({"r": r, "initial_state": initial_state}, w=w, k=k, v=v, kappa=kappa, a=a)
     check_dims("[B, T, H, K]", kappa=kappa, r=r, w=w, k=k, a=a)
@@ -147,9 +166,12 @@ def check_wkv7(r, w, k, v, kappa, a, initial_state) -> None:
     if v.shape[:3] != kappa.shape[:3]:
         raise ValueError(f"`v` must be [B, T, H, V] with the B, T and H {of.format(shape_of(v))}")
     batch_size, _, num_heads, head_dim = kappa.shape
-    expected = (batch_size, num_heads, v.shape[-1], head_dim)
-    if initial_state is not None and initial_state.shape != expected:
+    check_initial_state(initial_state, [batch_size, num_heads, v.shape[-1], head_dim])
+
+
+def check_initial_state(initial_state, expected: list[int]) -> None:
+    if initial_state is not None and shape_of(initial_state) != expected:
         raise ValueError(
-            f"`initial_state` must be [B, H, V, K] = {list(expected)}, got {shape_of(initial_state)}; "
+            f"`initial_state` must be [B, H, V, K] = {expected}, got {shape_of(initial_state)}; "
             "a state of flash-linear-attention is [B, H, K, V]: transpose its last two dimensions."
         )

@@ -9,43 +9,39 @@ With `X = (I + L)^-1`, `W = X A`, `Y = X M V` and all factors relative to mid-ch
     S_0 = S e^middle        U = Y + W S_0^T        S_next = (S_0 + V^T K - U^T B) e^(c_last - middle)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
-from . import chunked_multiples
+from . import chunked_channels, chunked_multiples
 from .chunk_factors import decays_of, drop_subnormal, sum_from_behind, unit_inverse
 from .chunked import wkv7_chunked
-from .elementwise import Write
-from .reference import compute_dtype, whole_keys, zero_state
+from .elementwise import ChannelWrite, Write
+from .reference import compute_dtype, whole_keys
 
 STATE_CHUNK_SIZE = 32  # of 16 to 64 the fastest: larger ones spend more on triangles, smaller ones on their number
 TILE_SIZE = 256  # at most: the shorter a tile, the more heads pass together, and the fewer calls that takes
 TOKENS_AT_ONCE = 16384  # of all sequences and heads together, on a CPU: of 4096 to 32768 the fastest or nearly
 
 
-def final_state_chunked(
-    w: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    kappa: torch.Tensor,
-    a: torch.Tensor,
-    initial_state: torch.Tensor | None = None,
-) -> torch.Tensor:
+def final_state_chunked(write: Write, initial_state: torch.Tensor | None = None) -> torch.Tensor:
     """The state `[B, H, V, K]` of [`wkv7`] without receptance; as many derivatives as one likes."""
-    if not are_multiples(Write(w, k, v, kappa, a)) and k.shape != kappa.shape:
-        dtype = compute_dtype(w, k, v, kappa, a, initial_state)
-        k = whole_keys(k.to(dtype), kappa.to(dtype))
-    return FinalState.apply(w, k, v, kappa, a, initial_state)  # type: ignore[no-any-return]
+    if type(write) is Write and not are_multiples(write) and write.k.shape != write.kappa.shape:
+        dtype = compute_dtype(*write, initial_state)
+        write = write._replace(k=whole_keys(write.k.to(dtype), write.kappa.to(dtype)))
+    return FinalState.apply(*write, initial_state, type(write))  # type: ignore[no-any-return]
 
 
 class FinalState(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, w, k, v, kappa, a, initial_state):
-        write, dtype = Write(w, k, v, kappa, a), compute_dtype(w, k, v, kappa, a, initial_state)
+    def forward(ctx, w, k, v, kappa, a, initial_state, kind):
+        write, dtype = kind(w, k, v, kappa, a), compute_dtype(w, k, v, kappa, a, initial_state)
         pass_through, _ = algebra_of(write)
-        state = zero_state(kappa, v, dtype) if initial_state is None else initial_state.to(dtype, copy=True)
+        if initial_state is None:
+            state = v.new_zeros(len(v), v.shape[2], v.shape[3], write.head_dim, dtype=dtype)
+        else:
+            state = initial_state.to(dtype, copy=True)
         tiles, blocks = tiles_and_blocks(kappa)
         kept = len(tiles) if any(ctx.needs_input_grad) else 0
         starts = state.new_empty(kept, *state.shape)  # before each tile
@@ -57,15 +53,16 @@ class FinalState(torch.autograd.Function):
                 part = Write(*(in_chunks(x[:, tokens, heads], dtype) for x in write))
                 passing = pass_through(part, passing).ends[-1]
             state[:, heads] = passing.view_as(state[:, heads])
+        ctx.kind = kind
         ctx.save_for_backward(w, k, v, kappa, a, initial_state, starts)
         return state
 
     @staticmethod
     def backward(ctx, d_state):
         *tensors, initial_state, starts = ctx.saved_tensors
+        write, dtype = ctx.kind(*tensors), d_state.dtype
         if torch.is_grad_enabled():  # this gradient shall have one itself
-            return derivable_gradients((*tensors, initial_state), ctx.needs_input_grad, d_state)
-        write, dtype = Write(*tensors), d_state.dtype
+            return *derivable_gradients(write, initial_state, ctx.needs_input_grad[:-1], d_state), None
         pass_through, go_back = algebra_of(write)
         gradients = [x.new_empty(x.shape) for x in write]
         d_start = torch.empty_like(d_state)
@@ -79,15 +76,16 @@ class FinalState(torch.autograd.Function):
                 for gradient, of_chunks in zip(gradients, parts, strict=True):
                     put_chunks(gradient[:, tokens, heads], of_chunks)
             d_start[:, heads] = d_passing.view_as(d_start[:, heads])
-        return *gradients, None if initial_state is None else d_start.to(initial_state.dtype)
+        return *gradients, None if initial_state is None else d_start.to(initial_state.dtype), None
 
 
-def derivable_gradients(inputs, needed, d_state: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    """By autograd, through the plain function."""
-    *write, initial_state = inputs
-    _, state = wkv7_chunked(None, *write, initial_state=initial_state)
+def derivable_gradients(
+    write: Write, initial_state: torch.Tensor | None, needed: Sequence[bool], d_state: torch.Tensor
+) -> tuple[torch.Tensor | None, ...]:
+    """By autograd, through plain functions."""
+    _, state = wkv7_chunked(None, *write.mapped(), initial_state=initial_state)
     assert state is not None
-    wanted = [x for x, need in zip(inputs, needed, strict=True) if need]
+    wanted = [x for x, need in zip((*write, initial_state), needed, strict=True) if x is not None and need]
     found = iter(torch.autograd.grad(state, wanted, d_state, create_graph=True))
     return tuple(next(found) if need else None for need in needed)
 
@@ -99,6 +97,8 @@ def are_multiples(write: Write) -> bool:
 
 def algebra_of(write: Write) -> tuple[Callable[..., Any], Callable[..., tuple[torch.Tensor, ...]]]:
     """What passes the chunks, and what finds the gradients."""
+    if isinstance(write, ChannelWrite):
+        return chunked_channels.pass_chunks, chunked_channels.gradients_of_chunks
     if are_multiples(write):
         return chunked_multiples.pass_chunks, chunked_multiples.gradients_of_chunks
     return pass_chunks, gradients_of_chunks

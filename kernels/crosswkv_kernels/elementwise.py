@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from .feature_maps import QUADRATIC, map_features
+from .feature_maps import PRODUCTS, QUADRATIC, map_features, number_of_features
 from .quadratic_read import can_read, read_quadratic
 from .reference import compute_dtype, whole_keys
 
@@ -26,7 +26,40 @@ class Write(NamedTuple):
     @property
     def keys(self) -> torch.Tensor:
         """The replacement keys, `[B, T, H, K]` always."""
-        return whole_keys(self.k, self.kappa)
+        mapped = self.mapped()
+        return whole_keys(mapped.k, mapped.kappa)
+
+    @property
+    def head_dim(self) -> int:
+        """K."""
+        return self.kappa.shape[-1]
+
+    def mapped(self) -> "Write":
+        """Keys are features already."""
+        return self
+
+
+class ChannelWrite(Write):
+    """The same with keys before their feature map `quadratic`: `kappa` holds their channels, `[B, T, H, n]`.
+
+    The removal key is their features, of L2 norm 1; `k`, `[B, T, H, 1]`, is what the features are multiplied by to be
+    the replacement key.
+    """
+
+    @property
+    def head_dim(self) -> int:
+        """K = 4 n."""
+        return PRODUCTS * self.kappa.shape[-1]
+
+    def mapped(self) -> Write:
+        """The same with features, `[B, T, H, K]`."""
+        return write_of_keys(self, map_features(self.kappa.to(compute_dtype(*self)), QUADRATIC))
+
+
+def write_of_keys(write: ChannelWrite, keys: torch.Tensor) -> Write:
+    """Of keys `[B, T, H, K]` that the channels of `write` have become."""
+    size = torch.linalg.vector_norm(keys, dim=-1, keepdim=True)
+    return Write(write.w, size * write.k, write.v, keys / size.clamp_min(1e-12), write.a)
 
 
 def token_shift_mix(x: torch.Tensor, mu: torch.Tensor, previous: torch.Tensor | None) -> torch.Tensor:
@@ -49,6 +82,7 @@ def state_writes(
     mask: torch.Tensor | None,
     num_heads: int,
     feature_map: str,
+    channels_may_stay: bool,
 ) -> Write:
     dtype = compute_dtype(decay, rate, key, value, first_value, value_share, k_k, k_a)
 
@@ -63,14 +97,17 @@ def state_writes(
     if first_value is not None and value_share is not None:  # (10)
         mixed = torch.lerp(value.to(dtype), first_value.to(dtype), torch.sigmoid(value_share.to(dtype)))
         value = mixed.to(value.dtype)
-    key = map_features(heads(kept(key.to(dtype))), feature_map)  # of zeros: zeros
+    channels = heads(kept(key.to(dtype)))
     share = 1 + (a - 1) * heads(k_a.to(dtype))  # (11)
-    if keys_are_multiples(rate, k_k, num_heads, key.shape[-1]):
-        size = torch.linalg.vector_norm(key, dim=-1, keepdim=True)
-        k, kappa = size * share, key / size.clamp_min(1e-12)
-    else:
-        k, kappa = key * share, F.normalize(key if k_k is None else key * heads(k_k.to(dtype)), dim=-1)
-    return Write(heads(w), k, heads(kept(value)), kappa, a)  # (12)
+    write = ChannelWrite(heads(w), share, heads(kept(value)), channels, a)  # (12)
+    multiples = keys_are_multiples(rate, k_k, num_heads, number_of_features(feature_map, channels.shape[-1]))
+    if channels_may_stay and multiples and feature_map == QUADRATIC and not torch.compiler.is_compiling():
+        return write
+    key = map_features(channels, feature_map)  # of zeros: zeros
+    if multiples:
+        return write_of_keys(write, key)
+    kappa = F.normalize(key if k_k is None else key * heads(k_k.to(dtype)), dim=-1)
+    return Write(write.w, key * share, write.v, kappa, a)
 
 
 def keys_are_multiples(rate: torch.Tensor, k_k: torch.Tensor | None, num_heads: int, head_dim: int) -> bool:

@@ -9,6 +9,7 @@ import torch
 from . import elementwise
 from .backends import choose_scan_backend, takes_triton
 from .checks import (
+    check_channel_write,
     check_dims,
     check_scan_readout,
     check_state_readout,
@@ -19,7 +20,7 @@ from .checks import (
 )
 from .chunked import wkv7_chunked
 from .chunked_state import final_state_chunked
-from .elementwise import Write
+from .elementwise import ChannelWrite, Write
 from .feature_maps import number_of_features
 from .reference import wkv7_reference
 
@@ -95,11 +96,30 @@ def wkv7(
         run = partial(wkv7_operators.wkv7_triton, recurrent=mode == "recurrent" or short)
     elif chosen == "chunked" and r is None and k.shape[1] > 0 and not torch.compiler.is_compiling():
         with exact(k.device):
-            return None, final_state_chunked(w, k, v, kappa, a, initial_state)
+            return None, final_state_chunked(Write(w, k, v, kappa, a), initial_state)
     else:
         run = wkv7_chunked if chosen == "chunked" else wkv7_reference
     with exact(k.device):
         return run(r, w, k, v, kappa, a, initial_state=initial_state, output_final_state=output_final_state)
+
+
+def final_state(write: Write, initial_state: torch.Tensor | None = None) -> torch.Tensor:
+    """The state `[B, H, V, K]` behind what [`state_writes`] returned: as [`wkv7`] without a receptance.
+
+    Args:
+        write: keys as features or, a [`ChannelWrite`], as channels.
+        initial_state: `[B, H, V, K]`, zeros if None.
+
+    Raises:
+        ValueError: shapes or devices do not fit.
+    """
+    if not isinstance(write, ChannelWrite):
+        _, state = wkv7(None, *write, initial_state=initial_state)
+        assert state is not None
+        return state
+    check_channel_write(write, initial_state)
+    with exact(write.kappa.device):
+        return final_state_chunked(write, initial_state)
 
 
 def token_shift_mix(
@@ -151,6 +171,7 @@ def state_writes(
     value_share: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
     feature_map: str = "identity",
+    channels_may_stay: bool = False,
     backend: str = "auto",
 ) -> Write:
     """From what the projections return to what a scan takes (equations 8 to 12).
@@ -175,6 +196,8 @@ def state_writes(
         value_share: `[B, T, H * V]`, how much of it to take, before the sigmoid. Both or none.
         mask: `[B, T]` boolean, True keeps; masked tokens write nothing: all five results are zero there.
         feature_map: `identity`, `silu` or `quadratic`, applied to the key of each head: see [`map_features`].
+        channels_may_stay: whether the result may be a [`ChannelWrite`], for [`final_state`] alone: in plain PyTorch
+            that is faster, and takes less memory, where `quadratic` keys have one direction.
         backend: `triton` (one kernel, on GPUs), `chunked` (plain PyTorch) or `auto`, Triton on GPUs where it can
             run. Triton's gradients have no gradients of their own.
 
@@ -196,7 +219,7 @@ def state_writes(
     widths = (number_of_features(feature_map, key.shape[2] // num_heads), value.shape[2] // num_heads)
     if not takes_triton(backend, tensors, widths):
         with exact(key.device):
-            return elementwise.state_writes(*tensors, mask, num_heads, feature_map)
+            return elementwise.state_writes(*tensors, mask, num_heads, feature_map, channels_may_stay)
     touched = None if first_value is None and mask is None else value  # else `v` is the value, unread
     inputs = (decay, rate, key, touched, first_value, value_share, k_k, k_a, mask, num_heads, feature_map)
     w, k, v, kappa, a = triton_writes.state_writes(*inputs)

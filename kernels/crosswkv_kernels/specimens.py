@@ -1,6 +1,7 @@
 """One small call of each operator, forward and backward, so that its kernels can be compiled ahead of time."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
@@ -57,7 +58,8 @@ def writes_specimen(K: int, V: int, dtype: torch.dtype, products: bool = False) 
     value, first, share = (tensor(BATCH, LENGTH, HEADS * V, dtype=dtype) for _ in range(3))
     mask = torch.ones(BATCH, LENGTH, dtype=torch.bool)
     residual = {"first_value": first, "value_share": share}
-    for options in ({"mask": mask, **residual}, {"mask": mask}, {}):
+    cases: tuple[dict[str, Any], ...] = ({"mask": mask, **residual}, {"mask": mask}, {})
+    for options in cases:
         inputs = (decay, rate, key, value, None if products else tensor(HEADS * K), tensor(rates))
         feature_map = QUADRATIC if products else "silu"
         write = state_writes(*inputs, num_heads=HEADS, feature_map=feature_map, backend="triton", **options)

@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from crosswkv_kernels import final_state
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import nn
 
@@ -14,7 +15,6 @@ from ..models.attention_processor import FirstValues, PreparedText
 from ..models.crosswkv import previous_tokens
 from ..models.crosswkv_layers import install_crosswkv
 from ..models.readout_norms import StateNorm
-from ..models.text_scan import scan_text
 from .kernel_cases import (
     HEAD_DIM,
     STOCK_HEADS,
@@ -129,7 +129,7 @@ def crosswkv_layer(case: Case, hidden_states: torch.Tensor, text: torch.Tensor) 
 def text_state(attn: Attention, text: torch.Tensor) -> torch.Tensor:
     """`[B, H, V, K]` of a text `[B, L, D_q]`."""
     write, _ = attn.crosswkv.write_text(attn, text, previous_tokens(text, None)[0])
-    return scan_text(write)
+    return final_state(write)
 
 
 def attention_sides(case: Case, device: torch.device, dtype: torch.dtype) -> Sides:
@@ -185,11 +185,11 @@ def text_sides(case: Case, device: torch.device, dtype: torch.dtype) -> Sides:
     with torch.inference_mode():
         previous = previous_tokens(text, None)[0]
         write, value = attn.crosswkv.write_text(attn, text, previous)
-    scan = torch.inference_mode()(lambda: scan_text(write))
+    scan = torch.inference_mode()(lambda: final_state(write))
 
     def error() -> float:
         with torch.inference_mode():
-            return relative_rms(scan(), scan_text(type(write)(*(x.double() for x in write))))
+            return relative_rms(scan(), final_state(type(write)(*(x.double() for x in write))))
 
     def side(call: Callable[[], object], size: int, of_scan: bool = False) -> Callable[[], Side]:
         at = "state, all of it; float64 chunked backend" if of_scan else ""

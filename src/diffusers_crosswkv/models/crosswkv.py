@@ -10,13 +10,13 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from crosswkv_kernels import FEATURE_MAPS, PRODUCTS, QUADRATIC, Write, map_features, wkv7
+from crosswkv_kernels import FEATURE_MAPS, PRODUCTS, QUADRATIC, Write, final_state, map_features, wkv7
 from torch import nn
 
 from .cpu_inference import project_tokens_last
 from .readout_norms import ScanNorm, StateNorm
 from .state_writer import LowRank, StateWriter
-from .text_scan import scan_text, turn_backward
+from .text_scan import turn_backward
 
 FUSIONS = ("state", "paper", "prefix")
 DEFAULT_FEATURE_MAPS = {"state": QUADRATIC, "prefix": "silu", "paper": "identity"}
@@ -208,7 +208,8 @@ class CrossWKV(nn.Module):
         """
         x_w, x_k, x_v, x_a = self.text_writer.mix(text, previous)
         value = projections.to_v(x_v)
-        write = self.text_writer(projections.to_k(x_k), value, x_w, x_v, x_a, first_value, mask)
+        inputs = (projections.to_k(x_k), value, x_w, x_v, x_a, first_value, mask)
+        write = self.text_writer(*inputs, for_state_alone=True)
         return turn_backward(write, self.backward_heads), value
 
     def read(self, projections: Projections, hidden_states: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
@@ -297,7 +298,7 @@ def read_alone(
         return layer.scan_image(projections, hidden_states, receptance=receptance, first_value=image_value)[0]
     previous, _ = previous_tokens(text, mask)
     write, _ = layer.write_text(projections, text, previous, mask, text_value)
-    state = scan_text(write)
+    state = final_state(write)
     if layer.fusion == "state":
         return layer.read(projections, hidden_states, state)
     return layer.scan_image(projections, hidden_states, initial_state=state, first_value=image_value)[0]

@@ -109,7 +109,9 @@ class StateWriter(nn.Module):
         x_a: torch.Tensor,
         first_value: torch.Tensor | None = None,
         mask: torch.Tensor | None = None,
+        for_state_alone: bool = False,
     ) -> Write:
+        """`for_state_alone`: whether nothing but [`final_state`] will be made of the result."""
         value_share = None
         if self.value_lora is not None:
             if first_value is None:
@@ -135,6 +137,7 @@ class StateWriter(nn.Module):
             value_share=value_share,
             mask=mask,
             feature_map=self.feature_map,
+            channels_may_stay=for_state_alone,
         )
 
 

@@ -4,12 +4,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from crosswkv_kernels import Write
+from crosswkv_kernels import Write, final_state
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from .crosswkv import previous_tokens
-from .text_scan import pass_earlier_text, scan_text, start_of_continuation
+from .text_scan import pass_earlier_text, start_of_continuation
 
 Blocks = Sequence[tuple[nn.Module, Sequence[Attention]]]  # blocks of a U-Net and their layers, in order of execution
 
@@ -30,7 +30,7 @@ def write_text(
         inputs = [None if x is None else x.to(device) for x in (text, previous, mask, first_values.get(layer.group))]
         write, value = layer.write_text(attn, *inputs)
         first_values.setdefault(layer.group, value)
-        writes.append(Write(*(x.to(text.device) for x in write)))
+        writes.append(type(write)(*(x.to(text.device) for x in write)))
     return writes, next_last_token
 
 
@@ -61,17 +61,17 @@ def scan_layers(
     Heads are independent, so one scan serves all layers whose heads have one size.
     """
     layers = [attn.crosswkv for _, attentions in blocks for attn in attentions]
-    scans: dict[tuple[int, int], list[int]] = {}
+    scans: dict[tuple[type[Write], int, int], list[int]] = {}
     for i, write in enumerate(writes):
-        scans.setdefault((write.v.shape[-1], write.kappa.shape[-1]), []).append(i)
+        scans.setdefault((type(write), write.v.shape[-1], write.kappa.shape[-1]), []).append(i)
     states: dict[int, torch.Tensor] = {}
-    for numbers in scans.values():
-        joined = Write(*(torch.cat(parts, dim=2) for parts in zip(*(writes[i] for i in numbers), strict=True)))
+    for (kind, *_), numbers in scans.items():
+        joined = kind(*(torch.cat(parts, dim=2) for parts in zip(*(writes[i] for i in numbers), strict=True)))
         start = None
         if initial_states is not None:
             starts = [start_of_continuation(initial_states[i], layers[i].backward_heads) for i in numbers]
             start = torch.cat(starts, dim=1)
-        parts = scan_text(joined, start).split([layers[i].num_heads for i in numbers], dim=1)
+        parts = final_state(joined, start).split([layers[i].num_heads for i in numbers], dim=1)
         states |= dict(zip(numbers, parts, strict=True))
     in_order = tuple(states[i] for i in range(len(states)))
     if initial_states is None:

@@ -7,7 +7,7 @@ what they find by a transition `T` (`K x K`) and add `S_earlier`, both known: `S
 """
 
 import torch
-from crosswkv_kernels import Write, wkv7
+from crosswkv_kernels import Write, final_state
 
 
 def turn_backward(write: Write, backward_heads: int) -> Write:
@@ -16,22 +16,15 @@ def turn_backward(write: Write, backward_heads: int) -> Write:
         return write
     directions = (write.kappa.shape[2] - backward_heads, backward_heads)
     parts = (x.split(directions, dim=2) for x in write)
-    return Write(*(torch.cat((forward, backward.flip(1)), dim=2) for forward, backward in parts))
-
-
-def scan_text(write: Write, initial_state: torch.Tensor | None = None) -> torch.Tensor:
-    """The state `[B, H, V, K]` behind the last token that each head passes."""
-    _, state = wkv7(None, *write, initial_state=initial_state)
-    assert state is not None
-    return state
+    return type(write)(*(torch.cat((forward, backward.flip(1)), dim=2) for forward, backward in parts))
 
 
 def backward_transitions(write: Write, backward_heads: int) -> torch.Tensor:
     """`[B, backward_heads, K, K]`: what a text's tokens multiply a state by that a backward head brings to it."""
-    w, k, _, kappa, a = (x[:, :, x.shape[2] - backward_heads :] for x in write)
+    w, k, _, kappa, a = (x[:, :, x.shape[2] - backward_heads :] for x in write.mapped())
     batch_size, _, heads, head_dim = kappa.shape
     start = torch.eye(head_dim, device=k.device).expand(batch_size, heads, -1, -1)
-    return scan_text(Write(w, torch.zeros_like(k), torch.zeros_like(kappa), kappa, a), start)
+    return final_state(Write(w, torch.zeros_like(k), torch.zeros_like(kappa), kappa, a), start)
 
 
 def start_of_continuation(earlier: torch.Tensor, backward_heads: int) -> torch.Tensor:

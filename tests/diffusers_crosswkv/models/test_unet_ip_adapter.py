@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from crosswkv_kernels import final_state
 from diffusers import StableDiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor2_0, IPAdapterAttnProcessor, IPAdapterAttnProcessor2_0
 from unets import TEXT_DIM, read, relative_error, unet_inputs
@@ -10,7 +11,6 @@ from unets import TEXT_DIM, read, relative_error, unet_inputs
 from diffusers_crosswkv import CrossWKVAttnProcessor
 from diffusers_crosswkv.models.attention_processor import FirstValues, PreparedText
 from diffusers_crosswkv.models.image_attention import CrossWKVIPAdapterAttnProcessor
-from diffusers_crosswkv.models.text_scan import scan_text
 
 EMBED_DIM = 12  # of the image encoder
 TOKENS = 4
@@ -111,7 +111,7 @@ def test_slicing_keeps_the_adapter(make_unet, inputs):
 
 def prepared_text(attn, text, tokens):
     write, _ = attn.crosswkv.write_text(attn, text, torch.cat((torch.zeros_like(text[:, :1]), text[:, :-1]), 1))
-    return PreparedText((scan_text(write),), (), FirstValues(), (tokens,))
+    return PreparedText((final_state(write),), (), FirstValues(), (tokens,))
 
 
 @torch.no_grad()
