@@ -307,8 +307,8 @@ This page is written by `scripts/benchmark_kernels.py` from the rows beside it, 
   before each: where kernels are short, the time of launching them counts.
 - **layer**: Stable Diffusion's cross-attention (8 heads, text width 768, `AttnProcessor2_0`) with everything it does
   in one step of denoising, against CrossWKV (heads of 64) that reads a prompt state. The state is made beforehand,
-  once per prompt: **text** says what that costs. **attention** is both without their projections. **scan** is the
-  recurrence alone.
+  once per prompt: **text** says what that costs; on a CPU its scan makes the features of keys, on a GPU what comes
+  before it does. **attention** is both without their projections. **scan** is the recurrence alone.
 - **peak MiB**: what a call holds at its height beyond its arguments, in an untimed call of its own.
 - **of copy bandwidth**: the least bytes that an operation must read and write, over its time, as a share of the
   bandwidth of a large copy in the same run. **argument / minimal bytes**: the tensor arguments of all Triton launches
