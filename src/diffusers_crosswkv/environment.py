@@ -8,6 +8,12 @@ from importlib import metadata
 import torch
 
 
+def best_device() -> torch.device:
+    """The accelerator, if there is one, else the CPU."""
+    here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return here or torch.device("cpu")
+
+
 def environment(device: torch.device) -> dict[str, str | int]:
     """Date, device and versions, for a row of results."""
     return {

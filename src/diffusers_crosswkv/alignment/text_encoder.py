@@ -15,7 +15,7 @@ from transformers import CLIPTextModel
 
 from ..data.scene_splits import TRAINING, Scenes
 from ..data.scenes import GRIDS, Scene
-from ..environment import environment
+from ..environment import best_device, environment
 from ..evaluation.fitting import fit
 from ..evaluation.kernel_rows import commit
 from ..files import write_json
@@ -102,7 +102,7 @@ def train_text_encoder(preset: Preset, folder: Path, progress: bool = True) -> N
     """
     text_encoder, tokenizer = untrained_text_encoder(preset), scene_tokenizer(preset.window)
     reader = SceneReader(preset.text_width, GRIDS[preset.resolution] ** 2)
-    device = (torch.accelerator.is_available() and torch.accelerator.current_accelerator()) or torch.device("cpu")
+    device = best_device()
     both = nn.ModuleList([text_encoder, reader]).to(device)
     scenes, losses = Scenes(preset.resolution, TRAINING, seed=SCENES_SEED), []
 

@@ -10,6 +10,7 @@ import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
+from ..environment import best_device
 from .config import ModelConfig
 
 SCHEDULERS = {
@@ -115,14 +116,14 @@ def choose_device(name: str) -> torch.device:
     Raises:
         ValueError: torch does not know it, or it is not here.
     """
-    here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    here = best_device()
     if name == "auto":
-        return here or torch.device("cpu")
+        return here
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"`device` must be a device of torch or 'auto', got {name!r}.") from error
-    if device.type != "cpu" and (here is None or device.type != here.type):
+    if device.type != "cpu" and device.type != here.type:
         raise ValueError(f"There is no device {name} here; use 'auto', which takes {here}.")
     return device
 
