@@ -6,6 +6,8 @@ some five hundred. The features of channels x with the mean square m are `c_j x_
 change where they point:
 
     (m |f|)^2 = 1/n sum_i x_i^2 around_i        around_i = sum_(|j| <= 3) x_(i+j)^2
+
+In float32 that fourth power overflows for channels of 1e9 and more.
 """
 
 from typing import NamedTuple
@@ -66,6 +68,7 @@ def gradient_of_channels(features: UnitFeatures, d_keys: torch.Tensor, d_size: t
         d_x[:, : again.shape[1]] += again
     d_x *= inverse
     along = (d_x * x).sum(1, keepdim=True).mul_(0.5)  # d_keys times keys
+    along *= size > SMALLEST_NORM
     d_size = d_size / mean_square
     through_norm = (d_size - along * inverse).mul_(inverse).mul_(2 / n)
     through_mean = (d_size * size).mul_(-2 / n)

@@ -9,7 +9,7 @@ import torch
 
 from . import chunked_multiples
 from .channel_features import UnitFeatures, gradient_of_channels, unit_features
-from .elementwise import Write
+from .elementwise import ChannelWrite, Write
 
 
 class Passed(NamedTuple):
@@ -24,8 +24,8 @@ class Passed(NamedTuple):
         return self.multiples.ends
 
 
-def pass_chunks(write: Write, state: torch.Tensor) -> Passed:
-    """As in `chunked_multiples`; `kappa` holds channels, `k` what their features are multiplied by."""
+def pass_chunks(write: ChannelWrite, state: torch.Tensor) -> Passed:
+    """As in `chunked_multiples`."""
     w, k, v, channels, a = write
     chunks = channels.shape[:2]
     features = unit_features(channels.mT.flatten(0, 1).contiguous())
@@ -34,7 +34,7 @@ def pass_chunks(write: Write, state: torch.Tensor) -> Passed:
     return Passed(features, mapped, chunked_multiples.pass_chunks(mapped, state))
 
 
-def gradients_of_chunks(write: Write, passed: Passed, d_state: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def gradients_of_chunks(write: ChannelWrite, passed: Passed, d_state: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Of w, k, v, channels and a in chunks, and of the state `[G, V, K]` before the first chunk."""
     features, mapped, multiples = passed
     d_w, d_k, d_v, d_kappa, d_a, d_state = chunked_multiples.gradients_of_chunks(mapped, multiples, d_state)

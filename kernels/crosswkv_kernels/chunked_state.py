@@ -18,7 +18,7 @@ from . import chunked_channels, chunked_multiples
 from .chunk_factors import decays_of, drop_subnormal, sum_from_behind, unit_inverse
 from .chunked import wkv7_chunked
 from .elementwise import ChannelWrite, Write
-from .reference import compute_dtype, whole_keys
+from .reference import compute_dtype, exact, whole_keys
 
 STATE_CHUNK_SIZE = 32  # of 16 to 64 the fastest: larger ones spend more on triangles, smaller ones on their number
 TILE_SIZE = 256  # at most: the shorter a tile, the more heads pass together, and the fewer calls that takes
@@ -50,8 +50,7 @@ class FinalState(torch.autograd.Function):
             for i, tokens in enumerate(tiles):
                 if kept:
                     starts[i, :, heads] = passing.view_as(starts[i, :, heads])
-                part = Write(*(in_chunks(x[:, tokens, heads], dtype) for x in write))
-                passing = pass_through(part, passing).ends[-1]
+                passing = pass_through(chunks_of(write, tokens, heads, dtype), passing).ends[-1]
             state[:, heads] = passing.view_as(state[:, heads])
         ctx.kind = kind
         ctx.save_for_backward(w, k, v, kappa, a, initial_state, starts)
@@ -60,32 +59,44 @@ class FinalState(torch.autograd.Function):
     @staticmethod
     def backward(ctx, d_state):
         *tensors, initial_state, starts = ctx.saved_tensors
-        write, dtype = ctx.kind(*tensors), d_state.dtype
-        if torch.is_grad_enabled():  # this gradient shall have one itself
-            return *derivable_gradients(write, initial_state, ctx.needs_input_grad[:-1], d_state), None
-        pass_through, go_back = algebra_of(write)
-        gradients = [x.new_empty(x.shape) for x in write]
-        d_start = torch.empty_like(d_state)
-        tiles, blocks = tiles_and_blocks(write.kappa)
-        for heads in blocks:
-            d_passing = d_state[:, heads].flatten(0, 1)
-            for start, tokens in zip(starts.unbind()[::-1], reversed(tiles), strict=True):
-                part = Write(*(in_chunks(x[:, tokens, heads], dtype) for x in write))
-                passed = pass_through(part, start[:, heads].flatten(0, 1))
-                *parts, d_passing = go_back(part, passed, d_passing)
-                for gradient, of_chunks in zip(gradients, parts, strict=True):
-                    put_chunks(gradient[:, tokens, heads], of_chunks)
-            d_start[:, heads] = d_passing.view_as(d_start[:, heads])
+        write = ctx.kind(*tensors)
+        with exact(d_state.device):  # a backward may be called under autocast too
+            if torch.is_grad_enabled():  # this gradient shall have one itself
+                return *derivable_gradients(write, initial_state, ctx.needs_input_grad[:-1], d_state), None
+            *gradients, d_start = gradients_of_tiles(write, starts, d_state)
         return *gradients, None if initial_state is None else d_start.to(initial_state.dtype), None
+
+
+def gradients_of_tiles(write: Write, starts: torch.Tensor, d_state: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Of the write's tensors and of the state before the first tile; `starts` are those before each of them."""
+    pass_through, go_back = algebra_of(write)
+    gradients = [x.new_empty(x.shape) for x in write]
+    d_start = torch.empty_like(d_state)
+    tiles, blocks = tiles_and_blocks(write.kappa)
+    for heads in blocks:
+        d_passing = d_state[:, heads].flatten(0, 1)
+        for start, tokens in zip(starts.unbind()[::-1], reversed(tiles), strict=True):
+            part = chunks_of(write, tokens, heads, d_state.dtype)
+            passed = pass_through(part, start[:, heads].flatten(0, 1))
+            *parts, d_passing = go_back(part, passed, d_passing)
+            for gradient, of_chunks in zip(gradients, parts, strict=True):
+                put_chunks(gradient[:, tokens, heads], of_chunks)
+        d_start[:, heads] = d_passing.view_as(d_start[:, heads])
+    return *gradients, d_start
 
 
 def derivable_gradients(
     write: Write, initial_state: torch.Tensor | None, needed: Sequence[bool], d_state: torch.Tensor
 ) -> tuple[torch.Tensor | None, ...]:
-    """By autograd, through plain functions."""
-    _, state = wkv7_chunked(None, *write.mapped(), initial_state=initial_state)
+    """By autograd, through plain functions.
+
+    The views are what one input may not share with another that was computed from it: each has its own gradient.
+    """
+    write = type(write)(*(x.view_as(x) for x in write))
+    start = None if initial_state is None else initial_state.view_as(initial_state)
+    _, state = wkv7_chunked(None, *write.mapped(), initial_state=start)
     assert state is not None
-    wanted = [x for x, need in zip((*write, initial_state), needed, strict=True) if x is not None and need]
+    wanted = [x for x, need in zip((*write, start), needed, strict=True) if x is not None and need]
     found = iter(torch.autograd.grad(state, wanted, d_state, create_graph=True))
     return tuple(next(found) if need else None for need in needed)
 
@@ -112,6 +123,10 @@ def tiles_and_blocks(kappa: torch.Tensor) -> tuple[list[slice], list[slice]]:
     size = -(-length // -(-length // TILE_SIZE))
     step = max(1, TOKENS_AT_ONCE // max(1, batch_size * size))
     return [slice(i, i + size) for i in range(0, length, size)], [slice(i, i + step) for i in range(0, heads, step)]
+
+
+def chunks_of(write: Write, tokens: slice, heads: slice, dtype: torch.dtype) -> Write:
+    return type(write)(*(in_chunks(x[:, tokens, heads], dtype) for x in write))
 
 
 def in_chunks(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -40,10 +40,10 @@ class Write(NamedTuple):
 
 
 class ChannelWrite(Write):
-    """The same with keys before their feature map `quadratic`: `kappa` holds their channels, `[B, T, H, n]`.
+    """The same with keys before their feature map `quadratic`: for [`final_state`], not for [`wkv7`].
 
-    The removal key is their features, of L2 norm 1; `k`, `[B, T, H, 1]`, is what the features are multiplied by to be
-    the replacement key.
+    `kappa` holds their channels, `[B, T, H, n]`. The removal key is their features, of L2 norm 1; `k`, `[B, T, H, 1]`,
+    is what the features are multiplied by to be the replacement key.
     """
 
     @property
@@ -53,13 +53,14 @@ class ChannelWrite(Write):
 
     def mapped(self) -> Write:
         """The same with features, `[B, T, H, K]`."""
-        return write_of_keys(self, map_features(self.kappa.to(compute_dtype(*self)), QUADRATIC))
+        k, kappa = multiples(map_features(self.kappa.to(compute_dtype(*self)), QUADRATIC), self.k)
+        return Write(self.w, k, self.v, kappa, self.a)
 
 
-def write_of_keys(write: ChannelWrite, keys: torch.Tensor) -> Write:
-    """Of keys `[B, T, H, K]` that the channels of `write` have become."""
-    size = torch.linalg.vector_norm(keys, dim=-1, keepdim=True)
-    return Write(write.w, size * write.k, write.v, keys / size.clamp_min(1e-12), write.a)
+def multiples(key: torch.Tensor, share: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The removal key of norm 1, and before it what it is multiplied by to be `key * share`."""
+    size = torch.linalg.vector_norm(key, dim=-1, keepdim=True)
+    return size * share, key / size.clamp_min(1e-12)
 
 
 def token_shift_mix(x: torch.Tensor, mu: torch.Tensor, previous: torch.Tensor | None) -> torch.Tensor:
@@ -97,17 +98,17 @@ def state_writes(
     if first_value is not None and value_share is not None:  # (10)
         mixed = torch.lerp(value.to(dtype), first_value.to(dtype), torch.sigmoid(value_share.to(dtype)))
         value = mixed.to(value.dtype)
-    channels = heads(kept(key.to(dtype)))
+    w, v, key = heads(w), heads(kept(value)), heads(kept(key.to(dtype)))  # (12)
     share = 1 + (a - 1) * heads(k_a.to(dtype))  # (11)
-    write = ChannelWrite(heads(w), share, heads(kept(value)), channels, a)  # (12)
-    multiples = keys_are_multiples(rate, k_k, num_heads, number_of_features(feature_map, channels.shape[-1]))
-    if channels_may_stay and multiples and feature_map == QUADRATIC and not torch.compiler.is_compiling():
-        return write
-    key = map_features(channels, feature_map)  # of zeros: zeros
-    if multiples:
-        return write_of_keys(write, key)
-    kappa = F.normalize(key if k_k is None else key * heads(k_k.to(dtype)), dim=-1)
-    return Write(write.w, key * share, write.v, kappa, a)
+    one_direction = keys_are_multiples(rate, k_k, num_heads, number_of_features(feature_map, key.shape[-1]))
+    if channels_may_stay and one_direction and feature_map == QUADRATIC and not torch.compiler.is_compiling():
+        return ChannelWrite(w, share, v, key, a)
+    key = map_features(key, feature_map)  # of zeros: zeros
+    if one_direction:
+        k, kappa = multiples(key, share)
+    else:
+        k, kappa = key * share, F.normalize(key if k_k is None else key * heads(k_k.to(dtype)), dim=-1)
+    return Write(w, k, v, kappa, a)
 
 
 def keys_are_multiples(rate: torch.Tensor, k_k: torch.Tensor | None, num_heads: int, head_dim: int) -> bool:

@@ -1,7 +1,7 @@
 """Public functions: they check their arguments, choose a backend and call it. Nothing below them checks again."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from functools import partial
 
 import torch
@@ -22,7 +22,7 @@ from .chunked import wkv7_chunked
 from .chunked_state import final_state_chunked
 from .elementwise import ChannelWrite, Write
 from .feature_maps import number_of_features
-from .reference import wkv7_reference
+from .reference import exact, wkv7_reference
 
 with suppress(ImportError):  # no Triton for this system: `takes_triton` never says yes
     from . import triton_mix, triton_readout, triton_scan_readout, triton_writes, wkv7_operators
@@ -111,15 +111,17 @@ def final_state(write: Write, initial_state: torch.Tensor | None = None) -> torc
         initial_state: `[B, H, V, K]`, zeros if None.
 
     Raises:
+        TypeError: an argument is no floating point tensor.
         ValueError: shapes or devices do not fit.
     """
-    if not isinstance(write, ChannelWrite):
-        _, state = wkv7(None, *write, initial_state=initial_state)
-        assert state is not None
-        return state
-    check_channel_write(write, initial_state)
-    with exact(write.kappa.device):
-        return final_state_chunked(write, initial_state)
+    if isinstance(write, ChannelWrite):
+        check_channel_write(write, initial_state)
+        if write.kappa.device.type == "cpu" and write.kappa.shape[1] > 0 and not torch.compiler.is_compiling():
+            with exact(write.kappa.device):
+                return final_state_chunked(write, initial_state)
+    _, state = wkv7(None, *write.mapped(), initial_state=initial_state)
+    assert state is not None
+    return state
 
 
 def token_shift_mix(
@@ -194,10 +196,11 @@ def state_writes(
         num_heads: H.
         first_value: `[B, T, H * V]`, the value of the group's first layer; without it `v` is the value.
         value_share: `[B, T, H * V]`, how much of it to take, before the sigmoid. Both or none.
-        mask: `[B, T]` boolean, True keeps; masked tokens write nothing: all five results are zero there.
+        mask: `[B, T]` boolean, True keeps; masked tokens write nothing: all five results are zero there, but for `k`
+            of a [`ChannelWrite`], whose features are.
         feature_map: `identity`, `silu` or `quadratic`, applied to the key of each head: see [`map_features`].
         channels_may_stay: whether the result may be a [`ChannelWrite`], for [`final_state`] alone: in plain PyTorch
-            that is faster, and takes less memory, where `quadratic` keys have one direction.
+            that is faster, and takes less memory, where `quadratic` keys have one direction. [`wkv7`] must not get it.
         backend: `triton` (one kernel, on GPUs), `chunked` (plain PyTorch) or `auto`, Triton on GPUs where it can
             run. Triton's gradients have no gradients of their own.
 
@@ -312,8 +315,3 @@ def scan_readout(
         return triton_scan_readout.scan_readout(*tensors, float(eps))
     with exact(r.device):
         return elementwise.scan_readout(*tensors, eps)
-
-
-def exact(device: torch.device) -> AbstractContextManager:
-    """No autocast inside: the recurrence accumulates in float32 whatever surrounds it."""
-    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

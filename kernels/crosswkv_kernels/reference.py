@@ -1,5 +1,7 @@
 """The recurrence as a loop that can be held against the paper, one line per equation."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 
 
@@ -46,3 +48,8 @@ def zero_state(kappa: torch.Tensor, v: torch.Tensor, dtype: torch.dtype) -> torc
 def whole_keys(k: torch.Tensor, kappa: torch.Tensor) -> torch.Tensor:
     """Replacement keys `[..., K]`, from multiples `[..., 1]` of the removal keys too."""
     return k if k.shape[-1] == kappa.shape[-1] else k * kappa
+
+
+def exact(device: torch.device) -> AbstractContextManager:
+    """No autocast inside: the recurrence accumulates in float32 whatever surrounds it."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 
 import torch
 
-# Parameters of glibc's mallopt(3), and what they are set to afterwards: the default, and the limit of what glibc
-# itself goes up to for a process that allocates and frees much.
+# Parameters of glibc's mallopt(3), and what they are set to afterwards: for a process that allocates and frees much
+# glibc itself raises two of them up to these limits, but no longer once one of them has been set.
 TRIM_THRESHOLD, LARGEST_TRIM_THRESHOLD = -1, 64 * 2**20
+MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD = -3, 32 * 2**20
 MMAP_MAX, DEFAULT_MMAP_MAX = -4, 65536
 NEVER = -1
 
@@ -19,9 +20,9 @@ def freed_memory_kept(device: torch.device) -> Iterator[None]:
     """Inside, where `device` is a CPU, freed memory stays with the process; behind it, it is given back.
 
     Of itself glibc gives large tensors back to the system as soon as they are freed, and takes memory anew, page by
-    page and filled with zeros, for those of the next layer: a third of the time of a training step that reads 2,048
-    tokens. The peak hardly grows, for what is kept is used again. Without glibc this does nothing. It holds for the
-    whole process, and does not nest.
+    page and filled with zeros, for those of the next layer. The peak hardly grows, for what is kept is used again.
+    Without glibc this does nothing. It holds for the whole process, replaces what `MALLOC_` variables of the
+    environment have set, and does not nest.
     """
     if device.type != "cpu" or platform.libc_ver()[0] != "glibc":
         yield
@@ -33,5 +34,6 @@ def freed_memory_kept(device: torch.device) -> Iterator[None]:
         yield
     finally:
         libc.mallopt(MMAP_MAX, DEFAULT_MMAP_MAX)
+        libc.mallopt(MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)
         libc.mallopt(TRIM_THRESHOLD, LARGEST_TRIM_THRESHOLD)
         libc.malloc_trim(0)

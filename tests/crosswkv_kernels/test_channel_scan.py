@@ -61,11 +61,15 @@ def test_float32(size):
         assert relative_rms(got, wanted, 1 if name == "initial_state" else 2) < 1e-5, name
 
 
-def test_channels_too_small_to_have_a_direction():
-    tensors = channel_write(size=1e-12, dtype=torch.float32)
-    state = run(tensors)
-    torch.testing.assert_close(state, run_reference(tensors))
-    assert all(x.isfinite().all() for x in gradients(state, tensors))
+@pytest.mark.parametrize("size", [1e-7, 1e-9, 1e-12])
+def test_channels_too_small_to_have_a_direction(size):
+    tensors = channel_write(size=size, dtype=torch.float32)
+    state, expected = run(tensors), run_reference(tensors)
+    torch.testing.assert_close(state, expected)
+    for name, got, wanted in zip(NAMES, gradients(state, tensors), gradients(expected, tensors), strict=True):
+        assert got.isfinite().all(), name
+        if size > 1e-10:
+            assert relative_rms(got.double(), wanted.double(), 2 if got.ndim == 4 else 1) < 1e-4, name
 
 
 def test_tokens_and_heads_a_few_at_a_time(monkeypatch):
@@ -83,6 +87,15 @@ def test_gradients_have_gradients(monkeypatch):
     tensors[3][:, 3:6] = 0.5  # a norm has no second derivative at zero
     tensors = [x.requires_grad_() for x in tensors]
     assert torch.autograd.gradgradcheck(lambda *write: final_state(ChannelWrite(*write)), tensors)
+
+
+def test_gradients_of_inputs_that_one_another_is_made_of():
+    """`state_writes` makes what keys are multiplied by from the rate: both have their own gradients."""
+    tensors = [x.detach().requires_grad_() for x in channel_write()]
+    tensors[1] = 1 + (tensors[4] - 1) * 0.9
+    leaves = [tensors[i] for i in (0, 2, 3, 4, 5)]
+    exact = torch.autograd.grad(run(tensors).square().sum(), leaves)
+    torch.testing.assert_close(torch.autograd.grad(run(tensors).square().sum(), leaves, create_graph=True), exact)
 
 
 def test_neither_features_nor_their_gradients_are_kept():
@@ -139,6 +152,24 @@ def test_compiled_programs_take_features():
 
     compiled = torch.compile(state, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(*inputs), state(*inputs))
+    write = ChannelWrite(*(x.detach() for x in channel_write()[:-1]))
+    torch.testing.assert_close(torch.compile(final_state, fullgraph=True, backend="eager")(write), final_state(write))
+
+
+def test_backward_under_autocast():
+    tensors = channel_write(dtype=torch.float32)
+    expected = gradients(run(tensors), tensors)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = gradients(run(tensors), tensors)
+    for x, y in zip(got, expected, strict=True):
+        assert torch.equal(x, y)
+
+
+def test_a_text_of_no_tokens():
+    tensors = [x.detach() for x in channel_write()]
+    *write, start = (x[:, :0] if x is not tensors[-1] else x for x in tensors)
+    assert torch.equal(final_state(ChannelWrite(*write), start), start)
+    assert not final_state(ChannelWrite(*write)).any()
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,16 @@ def test_arguments_and_a_state_per_tile_are_kept():
     assert not kept
 
 
+@pytest.mark.parametrize("of_heads", [(), ("w", "k", "a")], ids=str)
+def test_backward_under_autocast(of_heads):
+    tensors = with_one_per_head(arguments(dtype=torch.float32), of_heads)
+    expected = gradients(tensors, chunked)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = gradients(tensors, chunked)
+    for x, y in zip(got, expected, strict=True):
+        assert torch.equal(x, y)
+
+
 def test_gradients_have_the_dtypes_of_their_arguments():
     tensors = [x.detach().to(torch.bfloat16).requires_grad_() for x in arguments(dtype=torch.float32)]
     final_state(*tensors).sum().backward()

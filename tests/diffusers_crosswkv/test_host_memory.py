@@ -1,5 +1,6 @@
 import os
 import platform
+import resource
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,17 @@ def test_freed_memory_stays_inside_and_is_given_back_behind():
     assert kept > 200 * MIB
     assert resident() - before < 50 * MIB
     assert left_of_freed_tensor() < 50 * MIB  # as ever
+
+
+def test_behind_it_memory_of_moderate_tensors_stays_as_in_any_process_that_had_larger_ones():
+    with freed_memory_kept(torch.device("cpu")):
+        pass
+    faults = []
+    for _ in range(4):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(24 * MIB // 4)
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    assert min(faults) * os.sysconf("SC_PAGE_SIZE") < 6 * MIB, faults
 
 
 def test_other_devices_change_nothing():

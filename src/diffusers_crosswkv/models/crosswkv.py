@@ -204,7 +204,7 @@ class CrossWKV(nn.Module):
     ) -> tuple[Write, torch.Tensor]:
         """What the text `[B, L, D_q]` writes (`state`, `prefix`), and its value `[B, L, D_v]` before equation 10.
 
-        Ready to be scanned: backward heads have their tokens in reversed order.
+        Ready to be scanned by `final_state`: backward heads have their tokens in reversed order.
         """
         x_w, x_k, x_v, x_a = self.text_writer.mix(text, previous)
         value = projections.to_v(x_v)
