@@ -14,10 +14,9 @@ from typing import NamedTuple
 
 import torch
 
-from .feature_maps import MEAN_SQUARE_EPS, PRODUCTS
+from .feature_maps import MEAN_SQUARE_EPS, PRODUCTS, SMALLEST_NORM, factors_of
 
 REACH = PRODUCTS - 1  # how far behind a channel the last stands that it is multiplied by
-SMALLEST_NORM = 1e-12  # smaller ones count as it
 
 
 class UnitFeatures(NamedTuple):
@@ -33,7 +32,7 @@ class UnitFeatures(NamedTuple):
 
 def unit_features(x: torch.Tensor) -> UnitFeatures:
     n = x.shape[1]
-    first, others = factors(n)
+    first, others = factors_of(n)
     ring = x.index_select(1, torch.arange(-REACH, n + REACH, device=x.device) % n)
     squares = ring.square()
     pairs = squares[:, :-1] + squares[:, 1:]
@@ -55,7 +54,7 @@ def gradient_of_channels(features: UnitFeatures, d_keys: torch.Tensor, d_size: t
     """Of the channels, from those of the unit features `[G, 4 n, C]` and of their norm `[G, 1, C]`."""
     ring, around, mean_square, inverse, size, _ = features
     n = around.shape[1]
-    first, others = factors(n)
+    first, others = factors_of(n)
     x, d_keys = neighbours(ring, n, 0), d_keys.unflatten(1, (PRODUCTS, n))
     d_behind = torch.zeros_like(ring[:, REACH:])  # of the channels and of the first three again
     d_x = d_behind[:, :n]
@@ -78,8 +77,3 @@ def gradient_of_channels(features: UnitFeatures, d_keys: torch.Tensor, d_size: t
 def neighbours(ring: torch.Tensor, n: int, j: int) -> torch.Tensor:
     """The channel that stands `j` places behind each one."""
     return ring[:, REACH + j : REACH + j + n]
-
-
-def factors(n: int) -> tuple[float, float]:
-    """c_0, and c_j of the others."""
-    return n**-0.5, (2 / n) ** 0.5

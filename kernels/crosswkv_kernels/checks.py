@@ -142,10 +142,7 @@ def check_channel_write(write, initial_state) -> None:
             raise ValueError(
                 f"`{name}` must be [B, T, H, 1] with the sizes of `kappa`, got {shape_of(x)} and {shape_of(channels)}."
             )
-    if v.shape[:3] != channels.shape[:3]:
-        raise ValueError(
-            f"`v` must be [B, T, H, V] with the B, T and H of `kappa`, got {shape_of(v)} and {shape_of(channels)}."
-        )
+    check_value(v, channels)
     batch_size, _, num_heads, n = channels.shape
     check_initial_state(initial_state, [batch_size, num_heads, v.shape[-1], PRODUCTS * n])
 
@@ -163,10 +160,16 @@ def check_wkv7(r, w, k, v, kappa, a, initial_state) -> None:
                 f"`{name}` must be [B, T, H, K] or, one number for a head, [B, T, H, 1], with the sizes "
                 + of.format(shape_of(x))
             )
-    if v.shape[:3] != kappa.shape[:3]:
-        raise ValueError(f"`v` must be [B, T, H, V] with the B, T and H {of.format(shape_of(v))}")
+    check_value(v, kappa)
     batch_size, _, num_heads, head_dim = kappa.shape
     check_initial_state(initial_state, [batch_size, num_heads, v.shape[-1], head_dim])
+
+
+def check_value(v, kappa) -> None:
+    if v.shape[:3] != kappa.shape[:3]:
+        raise ValueError(
+            f"`v` must be [B, T, H, V] with the B, T and H of `kappa`, got {shape_of(v)} and {shape_of(kappa)}."
+        )
 
 
 def check_initial_state(initial_state, expected: list[int]) -> None:

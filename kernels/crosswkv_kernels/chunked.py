@@ -31,7 +31,7 @@ def wkv7_chunked(
     """The same function as [`wkv7`]; work is batched over chunks, only the state goes through them one by one."""
     dtype, output_dtype = compute_dtype(r, w, k, v, kappa, a, initial_state), v.dtype
     length = k.shape[1]
-    state = zero_state(kappa, v, dtype) if initial_state is None else initial_state.to(dtype)
+    state = zero_state(v, kappa.shape[-1], dtype) if initial_state is None else initial_state.to(dtype)
     if length == 0:
         return None if r is None else torch.zeros_like(v), state if output_final_state or r is None else None
 

@@ -18,7 +18,7 @@ from . import chunked_channels, chunked_multiples
 from .chunk_factors import decays_of, drop_subnormal, sum_from_behind, unit_inverse
 from .chunked import wkv7_chunked
 from .elementwise import ChannelWrite, Write
-from .reference import compute_dtype, exact, whole_keys
+from .reference import compute_dtype, exact, whole_keys, zero_state
 
 STATE_CHUNK_SIZE = 32  # of 16 to 64 the fastest: larger ones spend more on triangles, smaller ones on their number
 TILE_SIZE = 256  # at most: the shorter a tile, the more heads pass together, and the fewer calls that takes
@@ -27,7 +27,7 @@ TOKENS_AT_ONCE = 16384  # of all sequences and heads together, on a CPU: of 4096
 
 def final_state_chunked(write: Write, initial_state: torch.Tensor | None = None) -> torch.Tensor:
     """The state `[B, H, V, K]` of [`wkv7`] without receptance; as many derivatives as one likes."""
-    if type(write) is Write and not are_multiples(write) and write.k.shape != write.kappa.shape:
+    if not are_multiples(write) and write.k.shape != write.kappa.shape:
         dtype = compute_dtype(*write, initial_state)
         write = write._replace(k=whole_keys(write.k.to(dtype), write.kappa.to(dtype)))
     return FinalState.apply(*write, initial_state, type(write))  # type: ignore[no-any-return]
@@ -38,10 +38,7 @@ class FinalState(torch.autograd.Function):
     def forward(ctx, w, k, v, kappa, a, initial_state, kind):
         write, dtype = kind(w, k, v, kappa, a), compute_dtype(w, k, v, kappa, a, initial_state)
         pass_through, _ = algebra_of(write)
-        if initial_state is None:
-            state = v.new_zeros(len(v), v.shape[2], v.shape[3], write.head_dim, dtype=dtype)
-        else:
-            state = initial_state.to(dtype, copy=True)
+        state = zero_state(v, write.head_dim, dtype) if initial_state is None else initial_state.to(dtype, copy=True)
         tiles, blocks = tiles_and_blocks(kappa)
         kept = len(tiles) if any(ctx.needs_input_grad) else 0
         starts = state.new_empty(kept, *state.shape)  # before each tile

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from .feature_maps import PRODUCTS, QUADRATIC, map_features, number_of_features
+from .feature_maps import PRODUCTS, QUADRATIC, SMALLEST_NORM, map_features, number_of_features
 from .quadratic_read import can_read, read_quadratic
 from .reference import compute_dtype, whole_keys
 
@@ -60,7 +60,7 @@ class ChannelWrite(Write):
 def multiples(key: torch.Tensor, share: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The removal key of norm 1, and before it what it is multiplied by to be `key * share`."""
     size = torch.linalg.vector_norm(key, dim=-1, keepdim=True)
-    return size * share, key / size.clamp_min(1e-12)
+    return size * share, key / size.clamp_min(SMALLEST_NORM)
 
 
 def token_shift_mix(x: torch.Tensor, mu: torch.Tensor, previous: torch.Tensor | None) -> torch.Tensor:

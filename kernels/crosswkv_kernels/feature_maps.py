@@ -6,6 +6,7 @@ import torch.nn.functional as F
 QUADRATIC = "quadratic"
 FEATURE_MAPS = ("identity", "silu", QUADRATIC)
 PRODUCTS = 4  # features per channel with `quadratic`
+SMALLEST_NORM = 1e-12  # of features: where a key has norm 1, smaller ones count as it
 MEAN_SQUARE_EPS = 1e-4  # added to channels' mean square: where all are zero, as in masked tokens, so are features
 
 
@@ -85,7 +86,12 @@ def circle(x: torch.Tensor) -> torch.Tensor:
 
 def factors_like(x: torch.Tensor) -> torch.Tensor:
     """`[4, 1]`, what the products of `x` `[..., n]` are multiplied by."""
-    n = x.shape[-1]
-    factors = x.new_full((PRODUCTS, 1), (2 / n) ** 0.5)
-    factors[0] = n**-0.5
+    first, others = factors_of(x.shape[-1])
+    factors = x.new_full((PRODUCTS, 1), others)
+    factors[0] = first
     return factors
+
+
+def factors_of(n: int) -> tuple[float, float]:
+    """What squares of `n` channels are multiplied by, and what their other products are."""
+    return n**-0.5, (2 / n) ** 0.5

@@ -21,7 +21,7 @@ def wkv7_reference(
     It computes in float32 at least, in float64 if any input is float64, and backpropagates by autograd.
     """
     dtype = compute_dtype(r, w, k, v, kappa, a, initial_state)
-    S = zero_state(kappa, v, dtype) if initial_state is None else initial_state.to(dtype)
+    S = zero_state(v, kappa.shape[-1], dtype) if initial_state is None else initial_state.to(dtype)
     k = whole_keys(k.to(dtype), kappa.to(dtype))
     outputs = []
     for t in range(k.shape[1]):
@@ -40,9 +40,9 @@ def compute_dtype(*tensors: torch.Tensor | None) -> torch.dtype:
     return torch.float64 if any(x is not None and x.dtype == torch.float64 for x in tensors) else torch.float32
 
 
-def zero_state(kappa: torch.Tensor, v: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    batch_size, _, num_heads, head_dim = kappa.shape
-    return torch.zeros(batch_size, num_heads, v.shape[-1], head_dim, dtype=dtype, device=kappa.device)
+def zero_state(v: torch.Tensor, head_dim: int, dtype: torch.dtype) -> torch.Tensor:
+    batch_size, _, num_heads, value_dim = v.shape
+    return torch.zeros(batch_size, num_heads, value_dim, head_dim, dtype=dtype, device=v.device)
 
 
 def whole_keys(k: torch.Tensor, kappa: torch.Tensor) -> torch.Tensor:
