@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from .cpu_read import can_read, read_state
 from .feature_maps import PRODUCTS, QUADRATIC, SMALLEST_NORM, map_features, number_of_features
-from .quadratic_read import can_read, read_quadratic
 from .reference import compute_dtype, whole_keys
 
 
@@ -127,9 +127,9 @@ def state_readout(
     overwrite_r: bool,
 ) -> torch.Tensor:
     dtype = compute_dtype(r, state)
-    if feature_map == QUADRATIC and can_read(r, state, norm_weight, norm_bias):
+    if can_read(r, state, norm_weight, norm_bias):
         overwrite_r = overwrite_r or r.dtype != dtype
-        o = read_quadratic(r.to(dtype), state.to(dtype), norm_weight, norm_bias, eps, overwrite_r)
+        o = read_state(r.to(dtype), state.to(dtype), norm_weight, norm_bias, eps, feature_map, overwrite_r)
         return (o if gate is None else o * gate).to(r.dtype)
     o = read_heads(map_features(r.to(dtype), feature_map), state.to(dtype))
     if norm_weight is None and gate is not None:  # the gate first: the product gets its order in memory
@@ -140,13 +140,7 @@ def state_readout(
 
 def read_heads(r: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
     """`S r`: `[B, T, H, K]` and `[B, H, V, K]` to `[B, T, H, V]`, heads before tokens in memory."""
-    by_head = r.transpose(1, 2)  # [B, H, T, K]
-    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and (r.requires_grad or state.requires_grad)):
-        return (by_head @ state.mT).transpose(1, 2)
-    o = r.new_empty(*by_head.shape[:3], state.shape[2])
-    for i in range(len(r)):  # a product over batch and heads at once would copy `r` into its order first
-        torch.bmm(by_head[i], state[i].mT, out=o[i])
-    return o.transpose(1, 2)
+    return (r.transpose(1, 2) @ state.mT).transpose(1, 2)
 
 
 def scan_readout(

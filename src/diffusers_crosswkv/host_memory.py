@@ -2,6 +2,7 @@
 
 import ctypes
 import platform
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,6 +15,9 @@ MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD = -3, 32 * 2**20
 MMAP_MAX, DEFAULT_MMAP_MAX = -4, 65536
 NEVER = -1
 
+_lock = threading.Lock()
+_inside = 0  # how many computations are
+
 
 @contextmanager
 def freed_memory_kept(device: torch.device) -> Iterator[None]:
@@ -21,19 +25,36 @@ def freed_memory_kept(device: torch.device) -> Iterator[None]:
 
     Of itself glibc gives large tensors back to the system as soon as they are freed, and takes memory anew, page by
     page and filled with zeros, for those of the next layer. The peak hardly grows, for what is kept is used again.
-    Without glibc this does nothing. It holds for the whole process, replaces what `MALLOC_` variables of the
-    environment have set, and does not nest.
+    Without glibc this does nothing. It holds for the whole process, until the last computation that is inside has
+    ended, and replaces what `MALLOC_` variables of the environment have set.
     """
     if device.type != "cpu" or platform.libc_ver()[0] != "glibc":
         yield
         return
-    libc = ctypes.CDLL(None)
-    libc.mallopt(MMAP_MAX, 0)
-    libc.mallopt(TRIM_THRESHOLD, NEVER)
+    enter()
     try:
         yield
     finally:
-        libc.mallopt(MMAP_MAX, DEFAULT_MMAP_MAX)
-        libc.mallopt(MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)
-        libc.mallopt(TRIM_THRESHOLD, LARGEST_TRIM_THRESHOLD)
-        libc.malloc_trim(0)
+        leave()
+
+
+def enter() -> None:
+    global _inside
+    with _lock:
+        _inside += 1
+        if _inside == 1:
+            libc = ctypes.CDLL(None)
+            libc.mallopt(MMAP_MAX, 0)
+            libc.mallopt(TRIM_THRESHOLD, NEVER)
+
+
+def leave() -> None:
+    global _inside
+    with _lock:
+        _inside -= 1
+        if _inside == 0:
+            libc = ctypes.CDLL(None)
+            libc.mallopt(MMAP_MAX, DEFAULT_MMAP_MAX)
+            libc.mallopt(MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)
+            libc.mallopt(TRIM_THRESHOLD, LARGEST_TRIM_THRESHOLD)
+            libc.malloc_trim(0)

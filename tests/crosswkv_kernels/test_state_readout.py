@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from crosswkv_kernels import quadratic_read, state_readout, triton_readout
+from crosswkv_kernels import cpu_read, state_readout, triton_readout
 from generators import HERE, seeded
 from interpreter import use_tensor_cores
 
@@ -138,37 +138,52 @@ def test_triton_sizes_of_products(size):
 
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("normed", [False, True])
-@pytest.mark.parametrize("channels", [2, 3, 6, 16])
-def test_reading_without_gradients_is_reading(channels, normed, gated, monkeypatch):
-    """A CPU makes products block by block then; here blocks of a few tokens."""
-    inputs = make_inputs(9, 4 * channels, 8, gated=gated, products=True)
+@pytest.mark.parametrize("at_once", [4, 18])  # tokens of one sequence, or two of three sequences
+@pytest.mark.parametrize(
+    ("feature_map", "channels"),
+    [("quadratic", 2), ("quadratic", 3), ("quadratic", 6), ("quadratic", 16), ("identity", 8), ("silu", 5)],
+)
+def test_reading_without_gradients_is_reading(feature_map, channels, at_once, normed, gated, monkeypatch):
+    """A CPU reads block by block then; here blocks of a few tokens."""
+    products = feature_map == "quadratic"
+    inputs = make_inputs(9, 4 * channels if products else channels, 8, batch=3, gated=gated, products=products)
     inputs = inputs if normed else without_norm(inputs)
-    expected = oracle(**inputs, feature_map="quadratic")
-    monkeypatch.setattr(quadratic_read, "FEATURES_AT_ONCE", 4 * 2 * HEADS * 4 * channels)
-    monkeypatch.setattr(quadratic_read, "ALIGNMENT", 1)
-    o = state_readout(**inputs, eps=EPS, feature_map="quadratic")
+    expected = oracle(**inputs, feature_map=feature_map)
+    monkeypatch.setattr(cpu_read, "CHANNELS_AT_ONCE", at_once * HEADS * channels)
+    monkeypatch.setattr(cpu_read, "ALIGNMENT", 1)
+    o = state_readout(**inputs, eps=EPS, feature_map=feature_map)
     assert relative_rms(o, expected) <= 1e-12
     weights = {name: x.requires_grad_() for name, x in inputs.items() if x is not None and "norm" in name}
-    assert state_readout(**inputs | weights, feature_map="quadratic").requires_grad == normed
+    assert state_readout(**inputs | weights, feature_map=feature_map).requires_grad == normed
+
+
+@pytest.mark.parametrize("shape", [(2, 0), (0, 5)], ids=str)
+@pytest.mark.parametrize("feature_map", ["identity", "quadratic"])
+def test_nothing_is_read_by_nobody(feature_map, shape):
+    batch, length = shape
+    inputs = make_inputs(length, 16, 8, batch=batch, products=feature_map == "quadratic")
+    assert state_readout(**inputs, feature_map=feature_map).shape == (*shape, HEADS * 8)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("value_dim", [4, 8])
+@pytest.mark.parametrize("channels", [4, 8])
 @pytest.mark.parametrize("layout", ["tokens last", "channels last", "expanded"])
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("normed", [False, True])
-def test_the_result_may_take_the_place_of_the_receptance(normed, gated, layout, value_dim):
-    inputs = make_inputs(150, 16, value_dim, gated=gated, products=True)
+@pytest.mark.parametrize("feature_map", ["identity", "quadratic"])
+def test_the_result_may_take_the_place_of_the_receptance(feature_map, normed, gated, layout, channels):
+    products = feature_map == "quadratic"
+    inputs = make_inputs(150, 4 * channels if products else channels, 4, gated=gated, products=products)
     inputs = inputs if normed else without_norm(inputs)
     r = inputs["r"]
     if layout == "tokens last":
         r = r.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
     elif layout == "expanded":
         r = r[:, :1].expand_as(r)
-    expected = state_readout(**inputs | {"r": r.clone()}, feature_map="quadratic")
-    o = state_readout(**inputs | {"r": r}, feature_map="quadratic", overwrite_r=True)
+    expected = state_readout(**inputs | {"r": r.clone()}, feature_map=feature_map)
+    o = state_readout(**inputs | {"r": r}, feature_map=feature_map, overwrite_r=True)
     assert torch.equal(o, expected)
-    in_place = layout == "tokens last" and value_dim == 4 and not gated
+    in_place = layout == "tokens last" and channels == 4 and not gated
     assert (o.data_ptr() == r.data_ptr()) == in_place
 
 

@@ -37,6 +37,16 @@ def test_freed_memory_stays_inside_and_is_given_back_behind():
     assert left_of_freed_tensor() < 50 * MIB  # as ever
 
 
+def test_memory_is_kept_until_the_last_of_several_has_ended():
+    cpu = torch.device("cpu")
+    before = resident()
+    with freed_memory_kept(cpu):
+        with freed_memory_kept(cpu):
+            pass
+        assert left_of_freed_tensor() > 200 * MIB
+    assert resident() - before < 50 * MIB
+
+
 def test_behind_it_memory_of_moderate_tensors_stays_as_in_any_process_that_had_larger_ones():
     with freed_memory_kept(torch.device("cpu")):
         pass

@@ -14,7 +14,11 @@ MEASURED_KEYS = {
     *("median_ms", "q25_ms", "q75_ms", "repetitions", "first_call_ms", "peak_bytes", "peak_bytes_by"),
     *("minimal_bytes", "copy_bytes_per_second", "bandwidth_share"),
 }
-SIDES = {"layer": {"softmax", "crosswkv"}, "attention": {"sdpa", "state readout"}, "text": {"projections", "scan"}}
+SIDES = {
+    "layer": {"softmax", "crosswkv", "crosswkv, identity"},
+    "attention": {"sdpa", "state readout"},
+    "text": {"projections", "scan"},
+}
 
 
 @pytest.fixture

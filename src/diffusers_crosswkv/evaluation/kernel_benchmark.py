@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from tqdm.auto import tqdm
 
-from .kernel_cases import KINDS, Case, Estimate, Side, Sides, cases
+from .kernel_cases import CROSSWKV_LAYERS, KINDS, Case, Estimate, Side, Sides, cases
 from .kernel_rows import SHAPE, UNFINISHED, Row, RowFile, about
 from .kernel_timing import (
     PEAK_MEMORY_BY,
@@ -45,7 +45,7 @@ class Kind(NamedTuple):
 
 
 HOW: dict[str, Kind] = {
-    "layer": Kind(lambda case: ["softmax", "crosswkv"], layer_estimate, layer_sides),
+    "layer": Kind(lambda case: ["softmax", *CROSSWKV_LAYERS], layer_estimate, layer_sides),
     "text": Kind(
         lambda case: ["projections", "projections, mixes, LoRAs", "scan"],
         layer_estimate,

@@ -5,10 +5,13 @@ from dataclasses import dataclass
 
 import torch
 
+from ..models.crosswkv import DEFAULT_FEATURE_MAPS
+
 HEAD_DIM = 64
 STOCK_HEADS = 8  # of Stable Diffusion 1.5, at every width
 TEXT_DIM = 768
 KINDS = ("layer", "text", "attention", "scan")
+CROSSWKV_LAYERS = {"crosswkv": DEFAULT_FEATURE_MAPS["state"], "crosswkv, identity": "identity"}  # and feature maps
 
 SCANNED = (16, 77, 256, 512, 1024, 2048, 4096, 8192, 16384, 65536)
 TEXT_LENGTHS = (16, 77, 128, 256, 512, 1024, 2048, 4096, 8192)

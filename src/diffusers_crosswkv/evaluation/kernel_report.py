@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import geometric_mean
 
 from . import plots
-from .kernel_cases import IMAGE_TOKENS, KINDS, PLOTTED_LENGTHS, STABLE_DIFFUSION, WIDTHS
+from .kernel_cases import CROSSWKV_LAYERS, IMAGE_TOKENS, KINDS, PLOTTED_LENGTHS, STABLE_DIFFUSION, WIDTHS
 from .kernel_rows import PLACE, SHAPE, Row
 from .pages import when_and_where_from, write_page
 from .tables import markdown
@@ -46,7 +46,7 @@ class Results:
             return None
         return baseline["median_ms"] / row["median_ms"]
 
-    def layer_means(self) -> list[tuple[int, int, list[float]]]:
+    def layer_means(self, implementation: str) -> list[tuple[int, int, list[float]]]:
         """Batch, text tokens, and softmax / CrossWKV at each of Stable Diffusion's three shapes, where all ran."""
         found = []
         for batch, length in sorted({(r["batch"], r["text_tokens"]) for r in self.of(kind="layer")}):
@@ -54,7 +54,7 @@ class Results:
                 self.speedup(row)
                 for width, tokens in STABLE_DIFFUSION
                 for row in self.of(kind="layer", batch=batch, text_tokens=length, width=width, tokens=tokens)
-                if row["implementation"] == "crosswkv"
+                if row["implementation"] == implementation
             ]
             complete = [x for x in ratios if x is not None]
             if len(complete) == len(STABLE_DIFFUSION):
@@ -128,12 +128,12 @@ def shape_in_words(row: Row) -> str:
     return " ".join([*(f"{word} {row[x]}" for x, word in names.items() if row[x] is not None), row["direction"]])
 
 
-def layer_summary(results: Results) -> str:
+def layer_summary(results: Results, implementation: str = "crosswkv") -> str:
     """Time of softmax over the time of a layer that reads a prompt state, per shape and over the three."""
     header = ["batch", "text tokens", *(f"D {width}, T {tokens}" for width, tokens in STABLE_DIFFUSION)]
     rows = [
         [str(batch), str(length), *(f"{x:.2f}" for x in ratios), f"**{geometric_mean(ratios):.2f}**"]
-        for batch, length, ratios in results.layer_means()
+        for batch, length, ratios in results.layer_means(implementation)
     ]
     return markdown([*header, "geometric mean"], rows) if rows else ""
 
@@ -152,7 +152,9 @@ def width_summary(results: Results, kind: str, implementation: str, along: str, 
 def summaries(results: Results, kinds: Sequence[str] = KINDS) -> str:
     """The ratios that the goals are about, of what was measured."""
     tables = {
-        "layer": {"Time of softmax / time of crosswkv, one layer:": layer_summary(results)},
+        "layer": {
+            f"Time of softmax / time of {name}, one layer:": layer_summary(results, name) for name in CROSSWKV_LAYERS
+        },
         "text": {
             "Time of the text's scan / time of its projections:": width_summary(
                 results, "text", "scan", "text_tokens", inverse=True
@@ -309,6 +311,8 @@ This page is written by `scripts/benchmark_kernels.py` from the rows beside it, 
   in one step of denoising, against CrossWKV (heads of 64) that reads a prompt state. The state is made beforehand,
   once per prompt: **text** says what that costs; on a CPU its scan makes the features of keys, on a GPU what comes
   before it does. **attention** is both without their projections. **scan** is the recurrence alone.
+- **crosswkv** reads products of channels, the default; **crosswkv, identity** is `crosswkv_feature_map="identity"`,
+  the paper's equations as they are: a cheaper read, which finds less among many tokens (`benchmarks/alignment`).
 - **peak MiB**: what a call holds at its height beyond its arguments, in an untimed call of its own.
 - **of copy bandwidth**: the least bytes that an operation must read and write, over its time, as a share of the
   bandwidth of a large copy in the same run. **argument / minimal bytes**: the tensor arguments of all Triton launches

@@ -16,6 +16,7 @@ from ..models.crosswkv import previous_tokens
 from ..models.crosswkv_layers import install_crosswkv
 from ..models.readout_norms import StateNorm
 from .kernel_cases import (
+    CROSSWKV_LAYERS,
     HEAD_DIM,
     STOCK_HEADS,
     TEXT_DIM,
@@ -29,18 +30,19 @@ from .kernel_cases import (
 )
 
 COMPARED_TOKENS = 256  # image tokens are independent of each other, so a reference needs no more
+OURS = CROSSWKV_LAYERS["crosswkv"]
 PERTURBATION = 0.02  # a fresh layer's gate is the same for all tokens: weights are moved away from that
 
 
-@functools.lru_cache(maxsize=2 * len(WIDTHS))
-def make_attention(width: int, device: torch.device, dtype: torch.dtype, crosswkv: bool) -> Attention:
-    """Stable Diffusion 1.5's cross-attention of one width, or CrossWKV with the defaults of our U-Net in its place."""
+@functools.lru_cache(maxsize=3 * len(WIDTHS))
+def make_attention(width: int, device: torch.device, dtype: torch.dtype, feature_map: str | None = None) -> Attention:
+    """Stable Diffusion 1.5's cross-attention of one width, or with a feature map CrossWKV in its place."""
     heads = {"heads": STOCK_HEADS, "dim_head": width // STOCK_HEADS}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         attn = Attention(width, TEXT_DIM, **heads, processor=AttnProcessor2_0())
-        if crosswkv:
-            install_crosswkv(attn, None, {"head_dim": HEAD_DIM, "fusion": "state"})
+        if feature_map is not None:
+            install_crosswkv(attn, None, {"head_dim": HEAD_DIM, "fusion": "state", "feature_map": feature_map})
         for parameter in attn.parameters():
             parameter.data += PERTURBATION * torch.randn_like(parameter)
     return attn.to(device, dtype).eval().requires_grad_(False)
@@ -74,7 +76,7 @@ def layer_estimate(case: Case, name: str, dtype: torch.dtype) -> Estimate:
     of_text, of_image, reading = 2 * length * TEXT_DIM, 2 * tokens * case.width, 2 * tokens * HEAD_DIM
     multiplied = {
         "softmax": of_text + of_image + 2 * tokens * length,
-        "crosswkv": of_image + reading,
+        **dict.fromkeys(CROSSWKV_LAYERS, of_image + reading),
         "sdpa": 2 * tokens * length,
     }.get(name, of_text if case.kind == "text" else reading)
     copies = 60 if case.kind == "text" else 10  # a guess at the intermediate tensors of the width of a token
@@ -88,12 +90,15 @@ def layer_sides(case: Case, device: torch.device, dtype: torch.dtype) -> Sides:
     text = make_tokens(case.batch, case.text_tokens, TEXT_DIM, device, dtype)
     return {
         "softmax": partial(softmax_layer, case, hidden_states, text),
-        "crosswkv": partial(crosswkv_layer, case, hidden_states, text),
+        **{
+            name: partial(crosswkv_layer, case, hidden_states, text, feature_map)
+            for name, feature_map in CROSSWKV_LAYERS.items()
+        },
     }
 
 
 def softmax_layer(case: Case, hidden_states: torch.Tensor, text: torch.Tensor) -> Side:
-    attn = make_attention(case.width, text.device, text.dtype, crosswkv=False)
+    attn = make_attention(case.width, text.device, text.dtype)
     call = torch.inference_mode()(lambda: attn(hidden_states, text))
 
     def reference() -> torch.Tensor:
@@ -107,8 +112,8 @@ def softmax_layer(case: Case, hidden_states: torch.Tensor, text: torch.Tensor) -
     )
 
 
-def crosswkv_layer(case: Case, hidden_states: torch.Tensor, text: torch.Tensor) -> Side:
-    attn = make_attention(case.width, text.device, text.dtype, crosswkv=True)
+def crosswkv_layer(case: Case, hidden_states: torch.Tensor, text: torch.Tensor, feature_map: str) -> Side:
+    attn = make_attention(case.width, text.device, text.dtype, feature_map)
     state = text_state(attn, text)
     call = torch.inference_mode()(lambda: attn(hidden_states, PreparedText((state,), (), FirstValues())))
 
@@ -137,7 +142,7 @@ def attention_sides(case: Case, device: torch.device, dtype: torch.dtype) -> Sid
     assert case.tokens is not None and case.text_tokens is not None
     sizes = (case.tokens, case.text_tokens, case.text_tokens)
     q, k, v = (make_tokens(case.batch, size, case.width, device, dtype) for size in sizes)
-    norm = make_attention(case.width, device, dtype, crosswkv=True).crosswkv.norm
+    norm = make_attention(case.width, device, dtype, OURS).crosswkv.norm
     state = make_tokens(case.batch, case.width, HEAD_DIM, device, torch.float32)
     state = state.unflatten(1, (norm.num_heads, -1))
     return {"sdpa": partial(sdpa, case, q, k, v), "state readout": partial(readout, case, norm, q, state)}
@@ -180,7 +185,7 @@ def readout(case: Case, norm: StateNorm, channels: torch.Tensor, state: torch.Te
 def text_sides(case: Case, device: torch.device, dtype: torch.dtype) -> Sides:
     """What a prompt costs once per layer: its projections, all that is computed per token, and the scan."""
     assert case.text_tokens is not None
-    attn = make_attention(case.width, device, dtype, crosswkv=True)
+    attn = make_attention(case.width, device, dtype, OURS)
     text = make_tokens(case.batch, case.text_tokens, TEXT_DIM, device, dtype)
     with torch.inference_mode():
         previous = previous_tokens(text, None)[0]

@@ -3,7 +3,7 @@
 from typing import TypeGuard
 
 import torch
-from crosswkv_kernels.quadratic_read import can_read, empty_tokens_last
+from crosswkv_kernels.cpu_read import can_read, empty_tokens_last
 from torch import nn
 
 

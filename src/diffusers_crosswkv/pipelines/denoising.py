@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 
+from ..host_memory import freed_memory_kept
 from .prompts import Condition
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ def denoise(
     """
     order = pipe.scheduler.order
     pipe._num_timesteps = len(timesteps)
-    with pipe.progress_bar(total=-(-len(timesteps) // order)) as progress_bar:
+    bar = pipe.progress_bar(total=-(-len(timesteps) // order))
+    with bar as progress_bar, freed_memory_kept(latents.device):
         for i, t in enumerate(timesteps):
             if pipe.interrupt:
                 break

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from crosswkv_kernels import quadratic_read
+from crosswkv_kernels import cpu_read
 from diffusers.models.attention_processor import Attention
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -253,8 +253,8 @@ def test_reading_without_gradients_is_reading(gate_rank, output_norm, head_dim, 
     layer = make_layer("state", gate_rank=gate_rank, output_norm=output_norm)
     image, text = make_inputs(2, 9, 5)
     expected = layer(image, text)
-    monkeypatch.setattr(quadratic_read, "FEATURES_AT_ONCE", 4 * 2 * HIDDEN * 4)
-    monkeypatch.setattr(quadratic_read, "ALIGNMENT", 1)
+    monkeypatch.setattr(cpu_read, "CHANNELS_AT_ONCE", 4 * HIDDEN)
+    monkeypatch.setattr(cpu_read, "ALIGNMENT", 1)
     with torch.no_grad():
         assert torch.allclose(layer(image, text), expected, rtol=0, atol=1e-12)
 

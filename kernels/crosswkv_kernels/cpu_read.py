@@ -1,0 +1,146 @@
+"""How a CPU reads a state where no gradient is needed.
+
+Receptances are taken a few hundred tokens at a time, and what is made of them always lies in the same memory, which
+stays in the processor's cache; channels stand before tokens, so that every product runs along tokens.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+from .feature_maps import MEAN_SQUARE_EPS, PRODUCTS, QUADRATIC, factors_like
+
+CHANNELS_AT_ONCE = 2**18  # of 2**16 to 2**20 the fastest at Stable Diffusion's sizes on two cores
+ALIGNMENT = 64  # of the number of tokens at a time: rows begin where vectors and cache lines do
+PADDING = 16  # numbers between rows of the result: rows that are powers of two apart share few lines of a cache
+
+
+def can_read(r: torch.Tensor, *others: torch.Tensor | None) -> bool:
+    if r.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return not (torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (r, *others)))
+
+
+def read_state(
+    r: torch.Tensor,
+    state: torch.Tensor,
+    norm_weight: torch.Tensor | None,
+    norm_bias: torch.Tensor | None,
+    eps: float,
+    feature_map: str,
+    overwrite_r: bool,
+) -> torch.Tensor:
+    """What `state_readout` gives for `[B, T, H, n]` without a gate: `[B, T, H * V]`, tokens last in memory.
+
+    It computes in the dtype of `r` and `state`, which is one.
+    """
+    batch_size, num_heads, value_dim, _ = state.shape
+    length, n = r.shape[1], r.shape[3]
+    channels = r.permute(0, 2, 3, 1)  # [B, H, n, T]
+    if overwrite_r and value_dim == n and r.stride(1) == 1 and 0 not in r.stride():
+        out = channels
+    else:
+        out = empty_tokens_last(r, num_heads * value_dim).view(num_heads, value_dim, batch_size, length)
+        out = out.permute(2, 0, 1, 3)  # [B, H, V, T]
+    products = feature_map == QUADRATIC
+    if products:
+        state = state * factors_like(r).expand(-1, n).flatten()
+    if norm_bias is not None:  # what is read of a centred state is centred
+        state = state - state.mean(2, keepdim=True)
+
+    sequences, size = sequences_and_tokens(batch_size, num_heads * n, length)
+    map_block = feature_maker(feature_map, r, sequences * num_heads, size)
+    reads = r.new_empty(sequences * num_heads, value_dim, size)
+    write_block = block_writer(norm_weight, norm_bias, eps, n, reads)
+    for first in range(0, batch_size, max(sequences, 1)):
+        states = state[first : first + sequences].flatten(0, 1)
+        for start in range(0, length, max(size, 1)):
+            block = (slice(first, first + sequences), ..., slice(start, start + size))
+            features, target = map_block(channels[block]), out[block]
+            o = torch.bmm(states, features, out=reads[part_of(reads, target)])
+            # n times the mean square of channels, whose squares come first
+            size_of_channels = features[:, :n].sum(1, keepdim=True).add_(n * MEAN_SQUARE_EPS) if products else None
+            write_block(o, size_of_channels, target)
+    return out.flatten(1, 2).mT
+
+
+def sequences_and_tokens(batch_size: int, channels: int, length: int) -> tuple[int, int]:
+    """How many sequences, and how many tokens of each, are read at a time: several sequences only if whole."""
+    blocks = max(round(channels * length / CHANNELS_AT_ONCE), 1)
+    groups = batch_size if blocks > 1 else max(round(batch_size * channels * length / CHANNELS_AT_ONCE), 1)
+    size = length if blocks == 1 else -(-length // (blocks * ALIGNMENT)) * ALIGNMENT
+    return -(-batch_size // groups) if groups else 0, size
+
+
+def empty_tokens_last(x: torch.Tensor, rows: int) -> torch.Tensor:
+    """`[rows, B, T]` for tokens `[B, T, ...]`: those of all sequences in a row, one matrix for what projects them."""
+    tokens = x.shape[:2].numel()
+    return x.new_empty(rows, tokens + PADDING)[:, :tokens].unflatten(1, x.shape[:2])
+
+
+def part_of(scratch: torch.Tensor, block: torch.Tensor) -> tuple[slice, slice, slice]:
+    """Of `scratch` `[rows, ..., size]` what a block `[B, H, ..., T]` needs, `[B * H, ..., T]`."""
+    return slice(block.shape[:2].numel()), slice(scratch.shape[1]), slice(block.shape[-1])
+
+
+def feature_maker(feature_map: str, r: torch.Tensor, rows: int, size: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What maps `[B, H, n, T]` to `[B * H, K, T]` for up to `rows` heads and `size` tokens."""
+    if feature_map != QUADRATIC:
+        return lambda x: (F.silu(x) if feature_map == "silu" else x).flatten(0, 1)
+    n = r.shape[3]
+    circles = r.new_empty(rows, n + PRODUCTS - 1, size)
+    products = r.new_empty(rows, PRODUCTS * n, size)
+
+    def multiply(x: torch.Tensor) -> torch.Tensor:
+        circle, features = circles[part_of(circles, x)], products[part_of(products, x)]
+        fill_circle(circle.unflatten(0, x.shape[:2]), x)
+        multiply_neighbours(circle, features.unflatten(1, (PRODUCTS, n)))
+        return features
+
+    return multiply
+
+
+def block_writer(
+    norm_weight: torch.Tensor | None, norm_bias: torch.Tensor | None, eps: float, n: int, reads: torch.Tensor
+) -> Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor], None]:
+    """What normalises the reads `[B * H, V, T]` of a block into a target `[B, H, V, T]`; reads become scratch.
+
+    With products the second argument is `n` times the mean square of the channels, `[B * H, 1, T]`, which is still to
+    be divided by.
+    """
+    value_dim = reads.shape[1]
+
+    def divide(o: torch.Tensor, square: torch.Tensor | None, target: torch.Tensor) -> None:
+        target.copy_((o if square is None else o.mul_(square.reciprocal_().mul_(n))).view_as(target))
+
+    if norm_weight is None or norm_bias is None:
+        return divide
+    squares = torch.empty_like(reads)
+    # the root of the sum of squares is divided by, not of their mean
+    weight = norm_weight.to(reads.dtype).view(-1, value_dim, 1) * value_dim**0.5
+    bias = norm_bias.to(reads.dtype).view(-1, value_dim, 1)
+
+    def normalize(o: torch.Tensor, square: torch.Tensor | None, target: torch.Tensor) -> None:
+        scale = torch.mul(o, o, out=squares[part_of(squares, target)]).sum(1, keepdim=True)
+        if square is None:
+            scale.add_(eps * value_dim)
+        else:  # divided by the mean square before the norm: as if all but `eps` were multiplied by it
+            scale.addcmul_(square, square, value=eps * value_dim / n**2)
+        torch.add(o.mul_(scale.rsqrt_()).view_as(target).mul_(weight), bias, out=target)
+
+    return normalize
+
+
+def fill_circle(circle: torch.Tensor, channels: torch.Tensor) -> None:
+    """`[B, H, n + 3, T]` from `[B, H, n, T]`: behind the last channel the first ones again."""
+    n, rows = channels.shape[2], circle.shape[2]
+    circle[:, :, :n] = channels
+    for start in range(n, rows, n):
+        circle[:, :, start : start + n] = channels[:, :, : rows - start]
+
+
+def multiply_neighbours(circle: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+    """As `map_features`, without factors and mean square: `[B * H, n + 3, T]` to `[B * H, 4, n, T]`."""
+    n = result.shape[2]
+    return torch.mul(circle[:, None, :n], circle.unfold(1, n, 1).mT, out=result)
