@@ -35,10 +35,10 @@ def sum_from_behind(d_c: torch.Tensor) -> torch.Tensor:
     return d_c.flip(2).cumsum(2).flip(2)
 
 
-def drop_subnormal(x: torch.Tensor) -> torch.Tensor:
+def drop_subnormal(x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
     """Zeros for numbers so small (1e-31 in float32) that products with them would be subnormal.
 
     On their way to the first tokens of a text gradients decay through that range, in which CPUs are slow.
     """
     limits = torch.finfo(x.dtype)
-    return torch.nn.functional.hardshrink(x, limits.tiny / limits.eps)
+    return torch.hardshrink(x, limits.tiny / limits.eps, out=out)

@@ -19,18 +19,22 @@ class Passed(NamedTuple):
     write: Write  # of the features, as `chunked_multiples` takes it
     multiples: chunked_multiples.Passed
 
-    @property
-    def ends(self) -> torch.Tensor:
-        return self.multiples.ends
+
+def with_features(write: ChannelWrite) -> tuple[UnitFeatures, Write]:
+    w, k, v, channels, a = write
+    features = unit_features(channels.mT.flatten(0, 1).contiguous())
+    size, kappa = (x.unflatten(0, channels.shape[:2]).mT for x in (features.size, features.keys))
+    return features, Write(w, k * size, v, kappa, a)
+
+
+def last_state(write: ChannelWrite, state: torch.Tensor | None) -> torch.Tensor:
+    """As in `chunked_multiples`."""
+    return chunked_multiples.last_state(with_features(write)[1], state)
 
 
 def pass_chunks(write: ChannelWrite, state: torch.Tensor) -> Passed:
     """As in `chunked_multiples`."""
-    w, k, v, channels, a = write
-    chunks = channels.shape[:2]
-    features = unit_features(channels.mT.flatten(0, 1).contiguous())
-    size, kappa = (x.unflatten(0, chunks).mT for x in (features.size, features.keys))
-    mapped = Write(w, k * size, v, kappa, a)
+    features, mapped = with_features(write)
     return Passed(features, mapped, chunked_multiples.pass_chunks(mapped, state))
 
 

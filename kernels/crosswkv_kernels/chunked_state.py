@@ -30,25 +30,34 @@ def final_state_chunked(write: Write, initial_state: torch.Tensor | None = None)
     if not are_multiples(write) and write.k.shape != write.kappa.shape:
         dtype = compute_dtype(*write, initial_state)
         write = write._replace(k=whole_keys(write.k.to(dtype), write.kappa.to(dtype)))
+    if not (torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (*write, initial_state))):
+        return scan_tiles(write, initial_state, keep=False)[0]
     return FinalState.apply(*write, initial_state, type(write))  # type: ignore[no-any-return]
+
+
+def scan_tiles(write: Write, initial_state: torch.Tensor | None, keep: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """The state and, if they shall be kept, those before each tile."""
+    dtype, algebra = compute_dtype(*write, initial_state), algebra_of(write)
+    length, zeros = write.kappa.shape[1], zero_state(write.v, write.head_dim, dtype)
+    state = zeros if initial_state is None else initial_state.to(dtype, copy=True)
+    tiles, blocks = tiles_and_blocks(write.kappa)
+    chunk_size = length if length <= algebra.single_chunk_size else STATE_CHUNK_SIZE
+    starts = state.new_empty(len(tiles) if keep else 0, *state.shape)
+    for heads in blocks:
+        passing = None if initial_state is None else state[:, heads].flatten(0, 1)
+        for i, tokens in enumerate(tiles):
+            if keep:
+                starts[i, :, heads] = 0 if passing is None else passing.view_as(starts[i, :, heads])
+            passing = algebra.last_state(chunks_of(write, tokens, heads, dtype, chunk_size), passing)
+        assert passing is not None
+        state[:, heads] = passing.view_as(state[:, heads])
+    return state, starts
 
 
 class FinalState(torch.autograd.Function):
     @staticmethod
     def forward(ctx, w, k, v, kappa, a, initial_state, kind):
-        write, dtype = kind(w, k, v, kappa, a), compute_dtype(w, k, v, kappa, a, initial_state)
-        pass_through, _ = algebra_of(write)
-        state = zero_state(v, write.head_dim, dtype) if initial_state is None else initial_state.to(dtype, copy=True)
-        tiles, blocks = tiles_and_blocks(kappa)
-        kept = len(tiles) if any(ctx.needs_input_grad) else 0
-        starts = state.new_empty(kept, *state.shape)  # before each tile
-        for heads in blocks:
-            passing = state[:, heads].flatten(0, 1)
-            for i, tokens in enumerate(tiles):
-                if kept:
-                    starts[i, :, heads] = passing.view_as(starts[i, :, heads])
-                passing = pass_through(chunks_of(write, tokens, heads, dtype), passing).ends[-1]
-            state[:, heads] = passing.view_as(state[:, heads])
+        state, starts = scan_tiles(kind(w, k, v, kappa, a), initial_state, keep=True)
         ctx.kind = kind
         ctx.save_for_backward(w, k, v, kappa, a, initial_state, starts)
         return state
@@ -66,16 +75,16 @@ class FinalState(torch.autograd.Function):
 
 def gradients_of_tiles(write: Write, starts: torch.Tensor, d_state: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Of the write's tensors and of the state before the first tile; `starts` are those before each of them."""
-    pass_through, go_back = algebra_of(write)
+    algebra = algebra_of(write)
     gradients = [x.new_empty(x.shape) for x in write]
     d_start = torch.empty_like(d_state)
     tiles, blocks = tiles_and_blocks(write.kappa)
     for heads in blocks:
         d_passing = d_state[:, heads].flatten(0, 1)
         for start, tokens in zip(starts.unbind()[::-1], reversed(tiles), strict=True):
-            part = chunks_of(write, tokens, heads, d_state.dtype)
-            passed = pass_through(part, start[:, heads].flatten(0, 1))
-            *parts, d_passing = go_back(part, passed, d_passing)
+            part = chunks_of(write, tokens, heads, d_state.dtype, STATE_CHUNK_SIZE)
+            passed = algebra.pass_chunks(part, start[:, heads].flatten(0, 1))
+            *parts, d_passing = algebra.gradients_of_chunks(part, passed, d_passing)
             for gradient, of_chunks in zip(gradients, parts, strict=True):
                 put_chunks(gradient[:, tokens, heads], of_chunks)
         d_start[:, heads] = d_passing.view_as(d_start[:, heads])
@@ -103,13 +112,31 @@ def are_multiples(write: Write) -> bool:
     return write.kappa.shape[-1] > 1 and all(x.shape[-1] == 1 for x in (write.w, write.k, write.a))
 
 
-def algebra_of(write: Write) -> tuple[Callable[..., Any], Callable[..., tuple[torch.Tensor, ...]]]:
-    """What passes the chunks, and what finds the gradients."""
+class Algebra(NamedTuple):
+    """How a tile is passed, and its gradients."""
+
+    last_state: Callable[[Any, torch.Tensor | None], torch.Tensor]
+    pass_chunks: Callable[[Any, torch.Tensor], Any]
+    gradients_of_chunks: Callable[[Any, Any, torch.Tensor], tuple[torch.Tensor, ...]]
+    single_chunk_size: int  # tokens of a text that forward is one chunk: to pass a state on would take longer
+
+
+def algebra_of(write: Write) -> Algebra:
     if isinstance(write, ChannelWrite):
-        return chunked_channels.pass_chunks, chunked_channels.gradients_of_chunks
+        return Algebra(
+            chunked_channels.last_state,
+            chunked_channels.pass_chunks,
+            chunked_channels.gradients_of_chunks,
+            chunked_multiples.SINGLE_CHUNK_SIZE,
+        )
     if are_multiples(write):
-        return chunked_multiples.pass_chunks, chunked_multiples.gradients_of_chunks
-    return pass_chunks, gradients_of_chunks
+        return Algebra(
+            chunked_multiples.last_state,
+            chunked_multiples.pass_chunks,
+            chunked_multiples.gradients_of_chunks,
+            chunked_multiples.SINGLE_CHUNK_SIZE,
+        )
+    return Algebra(last_state, pass_chunks, gradients_of_chunks, STATE_CHUNK_SIZE)
 
 
 def tiles_and_blocks(kappa: torch.Tensor) -> tuple[list[slice], list[slice]]:
@@ -122,14 +149,14 @@ def tiles_and_blocks(kappa: torch.Tensor) -> tuple[list[slice], list[slice]]:
     return [slice(i, i + size) for i in range(0, length, size)], [slice(i, i + step) for i in range(0, heads, step)]
 
 
-def chunks_of(write: Write, tokens: slice, heads: slice, dtype: torch.dtype) -> Write:
-    return type(write)(*(in_chunks(x[:, tokens, heads], dtype) for x in write))
+def chunks_of(write: Write, tokens: slice, heads: slice, dtype: torch.dtype, chunk_size: int) -> Write:
+    return type(write)(*(in_chunks(x[:, tokens, heads], dtype, chunk_size) for x in write))
 
 
-def in_chunks(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def in_chunks(x: torch.Tensor, dtype: torch.dtype, chunk_size: int) -> torch.Tensor:
     """`[B, T, H, D]` to `[N, B * H, C, D]`; chunks are of equal length, padding tokens change nothing."""
     batch_size, length, heads, width = x.shape
-    count = -(-length // STATE_CHUNK_SIZE)
+    count = -(-length // chunk_size)
     size = -(-length // count)
     if count * size > length:
         x = torch.nn.functional.pad(x, (0, 0, 0, 0, 0, count * size - length))
@@ -162,7 +189,14 @@ class Passed(NamedTuple):
     W: torch.Tensor  # [N, G, C, K]
     U: torch.Tensor  # [N, G, C, V]
     starts: torch.Tensor  # S_0, [N, G, V, K]
-    ends: torch.Tensor  # S_next; the last is what `pass_chunks` is called for
+    ends: torch.Tensor  # S_next
+
+
+def last_state(write: Write, state: torch.Tensor | None) -> torch.Tensor:
+    """Behind the last chunk, from what was before the first, `[G, V, K]`, or from zeros."""
+    _, _, v, kappa, _ = write
+    before = v.new_zeros(v.shape[1], v.shape[3], kappa.shape[3]) if state is None else state
+    return pass_chunks(write, before).ends[-1]
 
 
 def pass_chunks(write: Write, state: torch.Tensor) -> Passed:

@@ -40,7 +40,7 @@ def gradients(state, tensors):
     return torch.autograd.grad(state, tensors, torch.linspace(-1, 1, state.numel(), dtype=state.dtype).view_as(state))
 
 
-@pytest.mark.parametrize("length", [1, 15, 32, 33, 77])
+@pytest.mark.parametrize("length", [1, 15, 32, 33, 77, 97])
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 16], ids="{} channels".format)
 def test_state_and_gradients(n, length):
     tensors = channel_write(length=length, n=n)
