@@ -89,7 +89,7 @@ def scan_specimens(key_dim: int = 64, value_dim: int = 64, dtypes: Iterable[torc
 
     Each reads, as in `prefix` and `paper` fusion, or leaves a state alone, as in `state` fusion. Heads whose keys are
     products of as many channels as their values have, those of `state` fusion, have one decay, one rate and one size
-    of keys.
+    of keys; others have them once more at the end.
 
     Raises:
         RuntimeError: nothing records launches.
@@ -105,6 +105,8 @@ def scan_specimens(key_dim: int = 64, value_dim: int = 64, dtypes: Iterable[torc
             start = tensor(BATCH, HEADS, value_dim, key_dim)
             scan_specimen(inputs, reads, start)
             inference_specimens(inputs, reads, start)
+        for length, heads in ((LENGTH, HEADS), (LENGTH, MANY_HEADS)):
+            scan_specimen(scan_inputs(length, heads, key_dim, value_dim, 1, dtype), False)
         odd_scan_specimens(dtype)
     return recorder.launches[first:]
 

@@ -11,6 +11,7 @@ from torch.library import custom_op
 
 from .triton_blocks import optional_contiguous
 from .triton_launch import dot_precision, launch
+from .triton_multiples import multiples_backward_kernel, multiples_forward_kernel
 from .triton_recurrent import wkv7_recurrent_kernel
 from .triton_segments import wkv7_combine_kernel, wkv7_segments_backward_kernel, wkv7_segments_kernel
 from .triton_wkv7 import wkv7_backward_kernel, wkv7_forward_kernel
@@ -89,6 +90,22 @@ def forward_options(sizes: Sizes, segments: int, precision: str) -> dict[str, in
     return {"BV": min(block_size(sizes.V), 32 if wide or few else 64), "num_warps": 8 if wide else 4}
 
 
+def are_multiples(r, w, k, kappa, a) -> bool:
+    """Whether a state is all that is asked for, and decay, rate and key are one number per head."""
+    return r is None and kappa.shape[-1] > 1 and all(x.shape[-1] == 1 for x in (w, k, a))
+
+
+def scan_multiples(tensors, strides, sizes: Sizes, constants: dict[str, Any], backward: bool = False) -> None:
+    """In one launch, forward or backward."""
+    options = {name: constants[name] for name in ("K", "V", "BK", "BT", "WIDE", "PRECISION")}
+    wide = constants["BK"] > 64
+    BV = 16 if backward or wide else min(block_size(sizes.V), 32)
+    programs = sizes.programs * (1 if backward else ceil_div(sizes.V, BV))
+    kernel = multiples_backward_kernel if backward else multiples_forward_kernel
+    arguments = (*tensors, *strides, sizes.length, sizes.heads)
+    launch(kernel, (programs,), *arguments, BV=BV, num_warps=8 if wide else 4, **options)
+
+
 @custom_op("crosswkv::wkv7", mutates_args=())
 def wkv7_operator(
     r: torch.Tensor | None,
@@ -112,6 +129,10 @@ def wkv7_operator(
     constants = chunk_constants(sizes, strides, r, w, k, v, kappa, a)
     per_segment = ceil_div(sizes.chunks, segments)
     starts = optional_contiguous(initial_state)
+    if segments == 1 and are_multiples(r, w, k, kappa, a):
+        tensors = (w, k, v, kappa, a, starts, asked_for(final_state), asked_for(saved))
+        scan_multiples(tensors, strides[3:], sizes, constants)
+        return o, final_state, saved, transitions
     if segments > 1:
         made = transitions if save else k.new_empty(transitions_shape(sizes, segments), dtype=torch.float32)
         starts = starts_of_segments(sizes, (w, k, v, kappa, a), strides[3:], starts, made, constants)
@@ -199,10 +220,14 @@ def wkv7_backward_operator(
         d_states = saved.new_zeros(state_shape(sizes, 1))
     else:
         d_states = d_final[:, :, None].clone(memory_format=torch.contiguous_format)
-    arguments = (r, w, k, v, kappa, a, d_o, saved, d_states, *gradients, *strides)
-    counts = (sizes.length, sizes.heads, ceil_div(sizes.chunks, segments), segments)
-    grid, options = (sizes.programs, segments), {"BV": min(block_size(sizes.V), 32), "num_warps": 8}
-    launch(wkv7_backward_kernel, grid, *arguments, *counts, **options, **constants)
+    if segments == 1 and are_multiples(r, w, k, kappa, a):
+        tensors = (w, k, v, kappa, a, saved, d_states, *gradients[1:])
+        scan_multiples(tensors, strides[3:18], sizes, constants, backward=True)
+    else:
+        arguments = (r, w, k, v, kappa, a, d_o, saved, d_states, *gradients, *strides)
+        counts = (sizes.length, sizes.heads, ceil_div(sizes.chunks, segments), segments)
+        grid, options = (sizes.programs, segments), {"BV": min(block_size(sizes.V), 32), "num_warps": 8}
+        launch(wkv7_backward_kernel, grid, *arguments, *counts, **options, **constants)
     d_start = d_states.squeeze(2) if segments == 1 else d_states[:, :, 0].clone(memory_format=torch.contiguous_format)
     return gradients[0] if reads else d_r, *gradients[1:], d_start
 
