@@ -17,7 +17,7 @@ PADDING = 16  # numbers between rows of the result: rows that are powers of two 
 
 
 def can_read(r: torch.Tensor, *others: torch.Tensor | None) -> bool:
-    if r.device.type != "cpu" or torch.compiler.is_compiling():
+    if r.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     return not (torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (r, *others)))
 
@@ -38,7 +38,7 @@ def read_state(
     batch_size, num_heads, value_dim, _ = state.shape
     length, n = r.shape[1], r.shape[3]
     channels = r.permute(0, 2, 3, 1)  # [B, H, n, T]
-    if overwrite_r and value_dim == n and r.stride(1) == 1 and 0 not in r.stride():
+    if overwrite_r and value_dim == n and may_be_overwritten(r):
         out = channels
     else:
         out = empty_tokens_last(r, num_heads * value_dim).view(num_heads, value_dim, batch_size, length)
@@ -65,12 +65,18 @@ def read_state(
     return out.flatten(1, 2).mT
 
 
+def may_be_overwritten(r: torch.Tensor) -> bool:
+    """Whether it has tokens last in memory, each number once, and takes changes here."""
+    mutable = not r.is_inference() or torch.is_inference_mode_enabled()
+    return mutable and r.stride(1) == 1 and 0 not in r.stride()
+
+
 def sequences_and_tokens(batch_size: int, channels: int, length: int) -> tuple[int, int]:
     """How many sequences, and how many tokens of each, are read at a time: several sequences only if whole."""
     blocks = max(round(channels * length / CHANNELS_AT_ONCE), 1)
     groups = batch_size if blocks > 1 else max(round(batch_size * channels * length / CHANNELS_AT_ONCE), 1)
-    size = length if blocks == 1 else -(-length // (blocks * ALIGNMENT)) * ALIGNMENT
-    return -(-batch_size // groups) if groups else 0, size
+    size = -(-length // (blocks * ALIGNMENT)) * ALIGNMENT
+    return -(-batch_size // groups) if groups else 0, length if blocks == 1 else min(size, length)
 
 
 def empty_tokens_last(x: torch.Tensor, rows: int) -> torch.Tensor:

@@ -79,7 +79,7 @@ def mean_square(x: torch.Tensor) -> torch.Tensor:
 
 def circle(x: torch.Tensor) -> torch.Tensor:
     """`[..., n]` to `[..., 4, n]`: the channel that stands `j` places behind each one, for j = 0 to 3."""
-    n = x.shape[-1]
+    n = int(x.shape[-1])  # a trace has tensors for sizes
     rounds, rest = divmod(PRODUCTS - 1, n)
     return torch.cat((x, *[x] * rounds, x[..., :rest]), dim=-1).unfold(-1, n, 1)
 

@@ -53,8 +53,8 @@ def wkv7(
     Args:
         r: receptance `[B, T, H, K]`, or None to compute the state alone.
         w: **log** decay `[B, T, H, K]`, `-exp(-0.5) * sigmoid(.)`, so in (-0.60653, 0]; 0 keeps everything. Below
-            -0.60653 chunks lose accuracy, and below -5 they overflow; the range is not checked. `[B, T, H, 1]` is one
-            decay for all channels of a head.
+            -0.60653 chunks lose accuracy, and from about -2 on they may be wrong or not finite; the range is not
+            checked. `[B, T, H, 1]` is one decay for all channels of a head.
         k: replacement key `[B, T, H, K]`; or `[B, T, H, 1]`, what the removal key is multiplied by to be it.
         v: value `[B, T, H, V]`; V may differ from K.
         kappa: removal key `[B, T, H, K]`, of L2 norm 1 over K, or 0 at tokens that shall do nothing.

@@ -24,7 +24,8 @@ def freed_memory_kept(device: torch.device) -> Iterator[None]:
     """Inside, where `device` is a CPU, freed memory stays with the process; behind it, it is given back.
 
     Of itself glibc gives large tensors back to the system as soon as they are freed, and takes memory anew, page by
-    page and filled with zeros, for those of the next layer. The peak hardly grows, for what is kept is used again.
+    page and filled with zeros, for those of the next layer. What is kept is used again: the peak of a U-Net hardly
+    grows, that of a program whose tensors differ much in size may.
     Without glibc this does nothing. It holds for the whole process, until the last computation that is inside has
     ended, and replaces what `MALLOC_` variables of the environment have set.
     """
@@ -41,11 +42,11 @@ def freed_memory_kept(device: torch.device) -> Iterator[None]:
 def enter() -> None:
     global _inside
     with _lock:
-        _inside += 1
-        if _inside == 1:
+        if _inside == 0:
             libc = ctypes.CDLL(None)
             libc.mallopt(MMAP_MAX, 0)
             libc.mallopt(TRIM_THRESHOLD, NEVER)
+        _inside += 1
 
 
 def leave() -> None:

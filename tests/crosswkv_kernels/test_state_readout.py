@@ -157,6 +157,25 @@ def test_reading_without_gradients_is_reading(feature_map, channels, at_once, no
     assert state_readout(**inputs | weights, feature_map=feature_map).requires_grad == normed
 
 
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("feature_map", ["identity", "quadratic"])
+def test_trace(feature_map):
+    inputs = make_inputs(9, 16, 8, products=feature_map == "quadratic")
+    read = partial(state_readout, gate=None, feature_map=feature_map)
+    arguments = [inputs[name] for name in ("r", "state", "norm_weight", "norm_bias")]
+    assert relative_rms(torch.jit.trace(lambda *x: read(*x), arguments)(*arguments), read(*arguments)) <= 1e-12
+
+
+def test_what_was_made_in_inference_mode_is_not_overwritten_outside():
+    with torch.inference_mode():
+        inputs = make_inputs(9, 8, 8, gated=False)
+        inputs["r"] = inputs["r"].permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    with torch.no_grad():
+        o = state_readout(**inputs, overwrite_r=True)
+    assert relative_rms(o, oracle(**inputs)) <= 1e-12
+
+
 @pytest.mark.parametrize("shape", [(2, 0), (0, 5)], ids=str)
 @pytest.mark.parametrize("feature_map", ["identity", "quadratic"])
 def test_nothing_is_read_by_nobody(feature_map, shape):

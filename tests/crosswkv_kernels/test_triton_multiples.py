@@ -7,7 +7,7 @@ import torch
 from crosswkv_kernels import wkv7, wkv7_operators
 from crosswkv_kernels.triton_launch import record_launches
 from interpreter import use_tensor_cores
-from scans import CHANGES, ERROR_BARS, make_inputs, oracle, relative_rms, repeat_keys_at_rate_1, run
+from scans import CHANGES, ERROR_BARS, keep_all, make_inputs, oracle, relative_rms, repeat_keys_at_rate_1, run
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 BARS = {dtype: bar for dtype, bar in ERROR_BARS.items() if dtype != torch.float64}
@@ -31,7 +31,7 @@ def triton_state(output_final_state, **inputs):
     return (wkv7(None, **inputs, mode="chunk", backend="triton")[1],)
 
 
-def assert_accurate(inputs, bar):
+def assert_accurate(inputs, bar, left_out=frozenset()):
     expected = run(expected_state, {name: x.double() for name, x in inputs.items()}, ("final_state",))
     with record_launches("nvidia") as recorder:
         run(triton_state, inputs, ("final_state",))
@@ -39,7 +39,7 @@ def assert_accurate(inputs, bar):
     assert names == ["multiples_forward_kernel", "multiples_backward_kernel"]
     actual = run(triton_state, inputs, ("final_state",))
     errors = {name: relative_rms(actual[name], x, 1 if "state" in name else 2) for name, x in expected.items()}
-    wrong = {name: error for name, error in errors.items() if not error <= bar}
+    wrong = {name: error for name, error in errors.items() if name not in left_out and not error <= bar}
     assert not wrong, f"{wrong} above {bar}"
 
 
@@ -61,17 +61,54 @@ def test_products_of_tensor_cores(change, dtype, monkeypatch):
 
 
 def bar_of(change, dtype):
-    """Where each token replaces the one before it, all but the last rate's gradients cancel."""
-    return BARS[dtype] * (2 if change is repeat_keys_at_rate_1 else 1)
+    """Where each token replaces the one before it, all but the last rate's gradients cancel: to 1e-4 in float32."""
+    return max(BARS[dtype], 1e-4 if change is repeat_keys_at_rate_1 else 0)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("dtype", BARS, ids=str)
 @pytest.mark.parametrize("change", [lambda x: {}, *CHANGES], ids=lambda change: change.__name__)
-@pytest.mark.parametrize(("length", "size"), [(77, (64, 16)), (77, (128, 128)), (1000, (64, 16))], ids=str)
-def test_grid(length, size, change, dtype, monkeypatch):
+@pytest.mark.parametrize("size", [(64, 16), (128, 128)], ids=str)
+def test_grid(size, change, dtype, monkeypatch):
     use_tensor_cores(monkeypatch)
-    assert_accurate(multiples(length, *size, change, batch=1, dtype=dtype), bar_of(change, dtype))
+    assert_accurate(multiples(77, *size, change, batch=1, dtype=dtype), bar_of(change, dtype))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("dtype", BARS, ids=str)
+@pytest.mark.parametrize("change", [lambda x: {}, keep_all], ids=["forget", "keep"])
+def test_long(change, dtype, monkeypatch):
+    """As with many heads, which are not cut into segments. What is forgotten leaves the first state no gradient."""
+    use_tensor_cores(monkeypatch)
+    monkeypatch.setattr(wkv7_operators, "number_of_segments", lambda sizes: 1)
+    left_out = set() if change is keep_all else {"d_initial_state"}
+    assert_accurate(multiples(1000, 64, 16, change, batch=1, dtype=dtype), BARS[dtype], left_out)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_what_state_writes_returns(dtype, monkeypatch):
+    """All but the values are float32; keys are rounded to what tensor cores take, once."""
+    use_tensor_cores(monkeypatch)
+    inputs = multiples(40, 32, 16, batch=1, dtype=torch.float32)
+    inputs["v"] = inputs["v"].to(dtype)
+    (expected,) = expected_state(**{name: x.double() for name, x in inputs.items()}, output_final_state=True)
+    assert relative_rms(triton_state(True, **inputs)[0], expected, 1) <= 5e-4
+    assert_accurate(inputs, BARS[dtype])
+
+
+def test_output_and_gradients_of_the_state_alone():
+    """The forward is the general one, which has read; its backward is not."""
+    inputs = multiples(21, batch=1, dtype=torch.float32)
+    r = torch.zeros_like(inputs["kappa"])
+    expected = run(expected_state, {name: x.double() for name, x in inputs.items()}, ("final_state",))
+    actual = run(lambda **x: wkv7(r, **x, mode="chunk", backend="triton")[1:], inputs, ("final_state",))
+    for name, x in expected.items():
+        assert relative_rms(actual[name], x, 1 if "state" in name else 2) <= 1e-5, name
+
+
+def test_length_0():
+    inputs = multiples(0, 16, 32, dtype=torch.float32)
+    torch.testing.assert_close(triton_state(True, **inputs)[0], inputs["initial_state"])
 
 
 def test_offsets_of_64_bits(monkeypatch):

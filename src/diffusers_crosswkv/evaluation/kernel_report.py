@@ -312,7 +312,7 @@ This page is written by `scripts/benchmark_kernels.py` from the rows beside it, 
   once per prompt: **text** says what that costs; on a CPU its scan makes the features of keys, on a GPU what comes
   before it does. **attention** is both without their projections. **scan** is the recurrence alone.
 - **crosswkv** reads products of channels, the default; **crosswkv, identity** is `crosswkv_feature_map="identity"`,
-  the paper's equations as they are: a cheaper read, which finds less among many tokens (`benchmarks/alignment`).
+  the paper's features, without its gate too: a cheaper read, which finds less in a text (`benchmarks/alignment`).
 - **peak MiB**: what a call holds at its height beyond its arguments, in an untimed call of its own.
 - **of copy bandwidth**: the least bytes that an operation must read and write, over its time, as a share of the
   bandwidth of a large copy in the same run. **argument / minimal bytes**: the tensor arguments of all Triton launches
