@@ -1,12 +1,14 @@
 """How long calls take beside each other, what memory they need, what they move: on any torch device."""
 
 import os
+import re
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +17,7 @@ Call = Callable[[], object]
 
 FEWEST_REPETITIONS = 3
 FLUSHED_BYTES = 256 * 2**20  # several times the L2 cache of any GPU
+MEMORY_INFO = Path("/proc/meminfo")  # of Linux
 COPIED_BYTES = {"cpu": 256 * 2**20, "cuda": 2**30, "xpu": 2**30}
 PEAK_MEMORY_BY = {"cpu": "torch.profiler, in a call of its own"} | {
     name: f"torch.{name}.max_memory_allocated, in a call of its own" for name in ("cuda", "xpu")
@@ -170,5 +173,9 @@ def count_launches() -> Iterator[Launches]:
 
 
 def free_memory() -> int:
-    """Bytes of main memory that nobody uses."""
+    """Bytes of main memory that a program could have: what only caches files counts, where a system tells it."""
+    if MEMORY_INFO.exists():
+        text = MEMORY_INFO.read_text(encoding="utf-8")
+        (available,) = re.findall(r"^MemAvailable:\s*(\d+) kB$", text, re.MULTILINE)
+        return 1024 * int(available)
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -169,6 +169,15 @@ def test_too_large_shapes_are_not_made(make_benchmark, monkeypatch):
     assert "GiB of memory" in rows_of(benchmark)[-1]["not_run"]
 
 
+def test_memory_that_only_caches_files_is_free(tmp_path, monkeypatch):
+    path = tmp_path / "meminfo"
+    path.write_text("MemTotal:  9 kB\nMemFree:   1 kB\nMemAvailable:   7 kB\nCached:  6 kB\n", encoding="utf-8")
+    monkeypatch.setattr(kernel_timing, "MEMORY_INFO", path)
+    assert kernel_timing.free_memory() == 7 * 1024
+    path.unlink()
+    assert kernel_timing.free_memory() > 2**20
+
+
 def test_a_side_that_fails_does_not_stop_the_others(make_benchmark, monkeypatch):
     def fail(*tensors):
         raise RuntimeError("out of registers\nand more")
