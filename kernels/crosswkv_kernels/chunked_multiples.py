@@ -7,7 +7,7 @@ what is left of them at the end of a chunk, `e^(c_last - c_t) p_t`, a chunk does
     (I + L) P = s e^(c_last - c) V - rho e^c_last (kappa S_0^T)        S_next = e^c_last S_0 + P^T kappa
 
 with `rho = a e^-w` and `L = tril(rho kappa kappa^T, -1)`: half of the products that `chunked_state.py` makes for
-decays and keys of all channels. `P` is at most as small as a chunk decays, and nothing grows with its length.
+decays and keys of all channels, and no factor grows with the length of a chunk.
 
 In the gradient, let `R` be that of what stands on the right of the system. Through rho a token's rate and decay get
 `-R . U` with `U = e^c_last (kappa S_0^T) + tril(kappa kappa^T, -1) P`; besides, a decay gets the sum of
