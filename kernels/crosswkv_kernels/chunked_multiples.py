@@ -38,7 +38,7 @@ class Passed(NamedTuple):
     states: torch.Tensor  # before each chunk and behind the last, [N + 1, G, V, K]
 
 
-def factors_of(write: Write) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def decay_factors(write: Write) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`left`, `decay` and `rho` of a scan."""
     c = write.w.cumsum(2)
     last = c[:, :, -1:]
@@ -47,7 +47,7 @@ def factors_of(write: Write) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def last_state(write: Write, state: torch.Tensor | None) -> torch.Tensor:
     """Behind the last chunk, from what was before the first, `[G, V, K]`, or from zeros."""
-    left, decay, rho = factors_of(write)
+    left, decay, rho = decay_factors(write)
     L = (write.kappa @ write.kappa.mT).mul_(rho)
     in_order = (x.unbind() for x in (L, (write.k * left) * write.v, write.kappa, decay, rho * decay))
     for L_i, right, kappa, decay_i, removed in zip(*in_order, strict=True):
@@ -61,7 +61,7 @@ def last_state(write: Write, state: torch.Tensor | None) -> torch.Tensor:
 
 def pass_chunks(write: Write, state: torch.Tensor) -> Passed:
     """Batched over chunks; only the state `[G, V, K]` goes through them one by one."""
-    left, decay, rho = factors_of(write)
+    left, decay, rho = decay_factors(write)
     gram = write.kappa @ write.kappa.mT
     X, right = unit_inverse(gram * rho), (write.k * left) * write.v
     found, P = torch.empty_like(right), torch.empty_like(right)

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import torch
 
 from . import chunked_channels, chunked_multiples
-from .chunk_factors import decays_of, drop_subnormal, sum_from_behind, unit_inverse
+from .chunk_factors import drop_subnormal, unit_inverse
 from .chunked import wkv7_chunked
-from .elementwise import ChannelWrite, Write
-from .reference import compute_dtype, exact, whole_keys, zero_state
+from .elementwise import ChannelWrite, Write, are_multiples
+from .reference import compute_dtype, exact, whole_keys
 
 STATE_CHUNK_SIZE = 32  # of 16 to 64 the fastest: larger ones spend more on triangles, smaller ones on their number
 TILE_SIZE = 256  # at most: the shorter a tile, the more heads pass together, and the fewer calls that takes
@@ -27,7 +27,7 @@ TOKENS_AT_ONCE = 16384  # of all sequences and heads together, on a CPU: of 4096
 
 def final_state_chunked(write: Write, initial_state: torch.Tensor | None = None) -> torch.Tensor:
     """The state `[B, H, V, K]` of [`wkv7`] without receptance; as many derivatives as one likes."""
-    if not are_multiples(write) and write.k.shape != write.kappa.shape:
+    if not are_multiples(write.w, write.k, write.kappa, write.a) and write.k.shape != write.kappa.shape:
         dtype = compute_dtype(*write, initial_state)
         write = write._replace(k=whole_keys(write.k.to(dtype), write.kappa.to(dtype)))
     if not (torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (*write, initial_state))):
@@ -38,13 +38,13 @@ def final_state_chunked(write: Write, initial_state: torch.Tensor | None = None)
 def scan_tiles(write: Write, initial_state: torch.Tensor | None, keep: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """The state and, if they shall be kept, those before each tile."""
     dtype, algebra = compute_dtype(*write, initial_state), algebra_of(write)
-    length, zeros = write.kappa.shape[1], zero_state(write.v, write.head_dim, dtype)
-    state = zeros if initial_state is None else initial_state.to(dtype, copy=True)
+    batch_size, length, num_heads, value_dim = write.v.shape
+    state = write.v.new_empty(batch_size, num_heads, value_dim, write.head_dim, dtype=dtype)
     tiles, blocks = tiles_and_blocks(write.kappa)
     chunk_size = length if length <= algebra.single_chunk_size else STATE_CHUNK_SIZE
     starts = state.new_empty(len(tiles) if keep else 0, *state.shape)
     for heads in blocks:
-        passing = None if initial_state is None else state[:, heads].flatten(0, 1)
+        passing = None if initial_state is None else initial_state[:, heads].to(dtype).flatten(0, 1)
         for i, tokens in enumerate(tiles):
             if keep:
                 starts[i, :, heads] = 0 if passing is None else passing.view_as(starts[i, :, heads])
@@ -107,11 +107,6 @@ def derivable_gradients(
     return tuple(next(found) if need else None for need in needed)
 
 
-def are_multiples(write: Write) -> bool:
-    """Whether decay, rate and key are one number per head: then `chunked_multiples` has less to do."""
-    return write.kappa.shape[-1] > 1 and all(x.shape[-1] == 1 for x in (write.w, write.k, write.a))
-
-
 class Algebra(NamedTuple):
     """How a tile is passed, and its gradients."""
 
@@ -129,7 +124,7 @@ def algebra_of(write: Write) -> Algebra:
             chunked_channels.gradients_of_chunks,
             chunked_multiples.SINGLE_CHUNK_SIZE,
         )
-    if are_multiples(write):
+    if are_multiples(write.w, write.k, write.kappa, write.a):
         return Algebra(
             chunked_multiples.last_state,
             chunked_multiples.pass_chunks,
@@ -170,6 +165,25 @@ def put_chunks(target: torch.Tensor, chunks: torch.Tensor) -> None:
     count, _, size, _ = chunks.shape
     x = chunks.view(count, batch_size, heads, size, width).permute(1, 0, 3, 2, 4)
     target.copy_(x.reshape(batch_size, count * size, heads, width)[:, :length])
+
+
+class Decays(NamedTuple):
+    """Of tokens in chunks, with c the running sum of log decays and all relative to that at mid-chunk."""
+
+    before: torch.Tensor  # e^(c_(t-1) - middle), [N, G, C, K or 1]
+    after: torch.Tensor  # e^(c_t - middle)
+    inverse: torch.Tensor  # e^(middle - c_t)
+    enter: torch.Tensor  # e^middle, [N, G, 1, K or 1]
+    leave: torch.Tensor  # e^(c_last - middle)
+
+
+def decays_of(w: torch.Tensor) -> Decays:
+    """From log decays `[N, G, C, K]`, or `[N, G, C, 1]` where a head has one."""
+    c = w.cumsum(2)
+    middle = c[:, :, w.shape[2] // 2, None]
+    after = (c - middle).exp_()
+    before = torch.cat(((-middle).exp(), after[:, :, :-1]), 2)
+    return Decays(before, after, after.reciprocal(), middle.exp(), after[:, :, -1:])
 
 
 class Passed(NamedTuple):
@@ -241,6 +255,11 @@ def gradients_of_chunks(write: Write, passed: Passed, d_state: torch.Tensor) -> 
     d_kappa = d_A.mul_(before).addcmul_(d_B, write.a)
     d_a = as_wide_as(write.a, d_B.mul_(write.kappa))
     return d_w, d_K.mul_(inverse), d_v, d_kappa, d_a, d_state
+
+
+def sum_from_behind(d_c: torch.Tensor) -> torch.Tensor:
+    """The gradient of what `c` is the running sum of, from that of `c`."""
+    return d_c.flip(2).cumsum(2).flip(2)
 
 
 def as_wide_as(x: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:

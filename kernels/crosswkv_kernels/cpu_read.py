@@ -43,6 +43,8 @@ def read_state(
     else:
         out = empty_tokens_last(r, num_heads * value_dim).view(num_heads, value_dim, batch_size, length)
         out = out.permute(2, 0, 1, 3)  # [B, H, V, T]
+    if out.numel() == 0:
+        return out.flatten(1, 2).mT
     products = feature_map == QUADRATIC
     if products:
         state = state * factors_like(r).expand(-1, n).flatten()
@@ -53,9 +55,9 @@ def read_state(
     map_block = feature_maker(feature_map, r, sequences * num_heads, size)
     reads = r.new_empty(sequences * num_heads, value_dim, size)
     write_block = block_writer(norm_weight, norm_bias, eps, n, reads)
-    for first in range(0, batch_size, max(sequences, 1)):
+    for first in range(0, batch_size, sequences):
         states = state[first : first + sequences].flatten(0, 1)
-        for start in range(0, length, max(size, 1)):
+        for start in range(0, length, size):
             block = (slice(first, first + sequences), ..., slice(start, start + size))
             features, target = map_block(channels[block]), out[block]
             o = torch.bmm(states, features, out=reads[part_of(reads, target)])
@@ -76,7 +78,7 @@ def sequences_and_tokens(batch_size: int, channels: int, length: int) -> tuple[i
     blocks = max(round(channels * length / CHANNELS_AT_ONCE), 1)
     groups = batch_size if blocks > 1 else max(round(batch_size * channels * length / CHANNELS_AT_ONCE), 1)
     size = -(-length // (blocks * ALIGNMENT)) * ALIGNMENT
-    return -(-batch_size // groups) if groups else 0, length if blocks == 1 else min(size, length)
+    return -(-batch_size // groups), length if blocks == 1 else min(size, length)
 
 
 def empty_tokens_last(x: torch.Tensor, rows: int) -> torch.Tensor:

@@ -111,6 +111,11 @@ def state_writes(
     return Write(w, k, v, kappa, a)
 
 
+def are_multiples(w: torch.Tensor, k: torch.Tensor, kappa: torch.Tensor, a: torch.Tensor) -> bool:
+    """Whether decay, rate and key are one number per head, `[B, T, H, 1]`: a state alone has less to do then."""
+    return kappa.shape[-1] > 1 and all(x.shape[-1] == 1 for x in (w, k, a))
+
+
 def keys_are_multiples(rate: torch.Tensor, k_k: torch.Tensor | None, num_heads: int, head_dim: int) -> bool:
     """Whether `k` is a number per head: both keys of a token have one direction there, and more than one feature."""
     return k_k is None and rate.shape[-1] == num_heads and head_dim > 1
@@ -131,16 +136,12 @@ def state_readout(
         overwrite_r = overwrite_r or r.dtype != dtype
         o = read_state(r.to(dtype), state.to(dtype), norm_weight, norm_bias, eps, feature_map, overwrite_r)
         return (o if gate is None else o * gate).to(r.dtype)
-    o = read_heads(map_features(r.to(dtype), feature_map), state.to(dtype))
+    r_by_head = map_features(r.to(dtype), feature_map).transpose(1, 2)
+    o = (r_by_head @ state.to(dtype).mT).transpose(1, 2)  # [B, T, H, V], heads before tokens in memory
     if norm_weight is None and gate is not None:  # the gate first: the product gets its order in memory
         return (gate.unflatten(-1, o.shape[2:]) * o).flatten(-2).to(r.dtype)
     o = group_norm(o, norm_weight, norm_bias, eps)
     return (o if gate is None else o * gate).to(r.dtype)
-
-
-def read_heads(r: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
-    """`S r`: `[B, T, H, K]` and `[B, H, V, K]` to `[B, T, H, V]`, heads before tokens in memory."""
-    return (r.transpose(1, 2) @ state.mT).transpose(1, 2)
 
 
 def scan_readout(

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.library import custom_op
 
+from .elementwise import are_multiples
 from .triton_blocks import optional_contiguous
 from .triton_launch import dot_precision, launch
 from .triton_multiples import multiples_backward_kernel, multiples_forward_kernel
@@ -90,9 +91,9 @@ def forward_options(sizes: Sizes, segments: int, precision: str) -> dict[str, in
     return {"BV": min(block_size(sizes.V), 32 if wide or few else 64), "num_warps": 8 if wide else 4}
 
 
-def are_multiples(r, w, k, kappa, a) -> bool:
-    """Whether a state is all that is asked for, and decay, rate and key are one number per head."""
-    return r is None and kappa.shape[-1] > 1 and all(x.shape[-1] == 1 for x in (w, k, a))
+def takes_multiples(segments: int, r, w, k, kappa, a) -> bool:
+    """Whether `triton_multiples.py` can scan: a sequence in one piece, whose state is all that is asked for."""
+    return segments == 1 and r is None and are_multiples(w, k, kappa, a)
 
 
 def scan_multiples(tensors, strides, sizes: Sizes, constants: dict[str, Any], backward: bool = False) -> None:
@@ -129,7 +130,7 @@ def wkv7_operator(
     constants = chunk_constants(sizes, strides, r, w, k, v, kappa, a)
     per_segment = ceil_div(sizes.chunks, segments)
     starts = optional_contiguous(initial_state)
-    if segments == 1 and are_multiples(r, w, k, kappa, a):
+    if takes_multiples(segments, r, w, k, kappa, a):
         tensors = (w, k, v, kappa, a, starts, asked_for(final_state), asked_for(saved))
         scan_multiples(tensors, strides[3:], sizes, constants)
         return o, final_state, saved, transitions
@@ -220,7 +221,7 @@ def wkv7_backward_operator(
         d_states = saved.new_zeros(state_shape(sizes, 1))
     else:
         d_states = d_final[:, :, None].clone(memory_format=torch.contiguous_format)
-    if segments == 1 and are_multiples(r, w, k, kappa, a):
+    if takes_multiples(segments, r, w, k, kappa, a):
         tensors = (w, k, v, kappa, a, saved, d_states, *gradients[1:])
         scan_multiples(tensors, strides[3:18], sizes, constants, backward=True)
     else:
