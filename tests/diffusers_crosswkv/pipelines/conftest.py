@@ -1,11 +1,14 @@
 """Components of Stable Diffusion and SDXL, small enough to draw in a fraction of a second."""
 
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+from vaes import tiny_vae
 
-from diffusers_crosswkv import DIR7UNet2DConditionModel
+from diffusers_crosswkv import DIR7Pipeline, DIR7UNet2DConditionModel
 from diffusers_crosswkv.training.text import make_text_encoder
 
 TEXT_DIM = 32
@@ -78,3 +81,30 @@ def stable_diffusion_components(tokenizer):
         return components
 
     return make
+
+
+@pytest.fixture
+def make_latent_pipeline(make_pipeline):
+    """With a VAE: images of 16 x 16 RGB pixels, latents of 4 x 8 x 8."""
+
+    def make(cls=DIR7Pipeline, **config):
+        pipeline = make_pipeline(**({"in_channels": 4, "out_channels": 4} | config))
+        pipeline = cls(**(pipeline.components | {"vae": tiny_vae()}))
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    return make
+
+
+@pytest.fixture
+def photo():
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    return PIL.Image.fromarray(pixels)
+
+
+@pytest.fixture
+def left_half():
+    """A mask: the left half is made anew."""
+    mask = np.zeros((16, 16), dtype=np.uint8)
+    mask[:, :8] = 255
+    return PIL.Image.fromarray(mask)

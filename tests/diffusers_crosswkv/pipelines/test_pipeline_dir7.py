@@ -12,21 +12,11 @@ from diffusers import (
     DiffusionPipeline,
     EulerDiscreteScheduler,
 )
+from drawing import PROMPTS, generators, images
 from vaes import tiny_vae
 
 from diffusers_crosswkv import DIR7Pipeline, PromptState
 from diffusers_crosswkv.pipelines.denoising import step_arguments
-
-PROMPTS = ["a handwritten seven", "手写的数字三"]
-
-
-def generators(*seeds):
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-def images(pipeline, *args, **kwargs):
-    kwargs = {"num_inference_steps": 3, "output_type": "pt", "generator": generators(1, 2)} | kwargs
-    return pipeline(*args, **kwargs).images
 
 
 def test_save_and_load_by_every_door(make_pipeline, fusion, tmp_path):
