@@ -54,17 +54,8 @@ def gradient_of_channels(features: UnitFeatures, d_keys: torch.Tensor, d_size: t
     """Of the channels, from those of the unit features `[G, 4 n, C]` and of their norm `[G, 1, C]`."""
     ring, around, mean_square, inverse, size, _ = features
     n = around.shape[1]
-    first, others = factors_of(n)
-    x, d_keys = neighbours(ring, n, 0), d_keys.unflatten(1, (PRODUCTS, n))
-    d_behind = torch.zeros_like(ring[:, REACH:])  # of the channels and of the first three again
-    d_x = d_behind[:, :n]
-    torch.mul(d_keys[:, 0], x, out=d_x).mul_(2 * first)
-    for j in range(1, PRODUCTS):
-        d_x.addcmul_(d_keys[:, j], neighbours(ring, n, j), value=others)
-        d_behind[:, j : j + n].addcmul_(d_keys[:, j], x, value=others)
-    for start in range(n, n + REACH, n):
-        again = d_behind[:, start : start + n]
-        d_x[:, : again.shape[1]] += again
+    x = neighbours(ring, n, 0)
+    d_x = gradient_of_products(d_keys.unflatten(1, (PRODUCTS, n)), ring[:, REACH:], *factors_of(n))
     d_x *= inverse
     along = (d_x * x).sum(1, keepdim=True).mul_(0.5)  # d_keys times keys
     along *= size > SMALLEST_NORM
@@ -72,6 +63,25 @@ def gradient_of_channels(features: UnitFeatures, d_keys: torch.Tensor, d_size: t
     through_norm = (d_size - along * inverse).mul_(inverse).mul_(2 / n)
     through_mean = (d_size * size).mul_(-2 / n)
     return d_x.addcmul_(x, torch.addcmul(through_mean, around, through_norm))
+
+
+def gradient_of_products(d_products: torch.Tensor, circle: torch.Tensor, first: float, others: float) -> torch.Tensor:
+    """Of channels, from that of their products `[G, 4, n, C]`.
+
+    `circle`, `[G, n + 3, C]`, has the channels and behind the last the first three; squares have the factor `first`,
+    other products `others`.
+    """
+    n = d_products.shape[2]
+    x, d_circle = circle[:, :n], torch.zeros_like(circle)
+    d_x = d_circle[:, :n]
+    torch.mul(d_products[:, 0], x, out=d_x).mul_(2 * first)
+    for j in range(1, PRODUCTS):
+        d_x.addcmul_(d_products[:, j], circle[:, j : j + n], value=others)
+        d_circle[:, j : j + n].addcmul_(d_products[:, j], x, value=others)
+    for start in range(n, n + REACH, n):
+        again = d_circle[:, start : start + n]
+        d_x[:, : again.shape[1]] += again
+    return d_x
 
 
 def neighbours(ring: torch.Tensor, n: int, j: int) -> torch.Tensor:

@@ -9,7 +9,8 @@ With `X = (I + L)^-1`, `W = X A`, `Y = X M V` and all factors relative to mid-ch
     S_0 = S e^middle        U = Y + W S_0^T        S_next = (S_0 + V^T K - U^T B) e^(c_last - middle)
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ import torch
 from . import chunked_channels, chunked_multiples
 from .chunk_factors import drop_subnormal, unit_inverse
 from .chunked import wkv7_chunked
+from .derivable import derivable_gradients
 from .elementwise import ChannelWrite, Write, are_multiples
 from .reference import compute_dtype, exact, whole_keys
 
@@ -68,9 +70,18 @@ class FinalState(torch.autograd.Function):
         write = ctx.kind(*tensors)
         with exact(d_state.device):  # a backward may be called under autocast too
             if torch.is_grad_enabled():  # this gradient shall have one itself
-                return *derivable_gradients(write, initial_state, ctx.needs_input_grad[:-1], d_state), None
+                inputs, needed = (*tensors, initial_state), ctx.needs_input_grad[:-1]
+                return *derivable_gradients(partial(plain_state, ctx.kind), inputs, needed, d_state), None
             *gradients, d_start = gradients_of_tiles(write, starts, d_state)
         return *gradients, None if initial_state is None else d_start.to(initial_state.dtype), None
+
+
+def plain_state(kind: type[Write], *tensors: torch.Tensor | None) -> torch.Tensor:
+    """From the write's tensors and the initial state."""
+    *write, initial_state = tensors
+    _, state = wkv7_chunked(None, *kind(*write).mapped(), initial_state=initial_state)  # type: ignore[arg-type]
+    assert state is not None
+    return state
 
 
 def gradients_of_tiles(write: Write, starts: torch.Tensor, d_state: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -89,22 +100,6 @@ def gradients_of_tiles(write: Write, starts: torch.Tensor, d_state: torch.Tensor
                 put_chunks(gradient[:, tokens, heads], of_chunks)
         d_start[:, heads] = d_passing.view_as(d_start[:, heads])
     return *gradients, d_start
-
-
-def derivable_gradients(
-    write: Write, initial_state: torch.Tensor | None, needed: Sequence[bool], d_state: torch.Tensor
-) -> tuple[torch.Tensor | None, ...]:
-    """By autograd, through plain functions.
-
-    The views are what one input may not share with another that was computed from it: each has its own gradient.
-    """
-    write = type(write)(*(x.view_as(x) for x in write))
-    start = None if initial_state is None else initial_state.view_as(initial_state)
-    _, state = wkv7_chunked(None, *write.mapped(), initial_state=start)
-    assert state is not None
-    wanted = [x for x, need in zip((*write, start), needed, strict=True) if x is not None and need]
-    found = iter(torch.autograd.grad(state, wanted, d_state, create_graph=True))
-    return tuple(next(found) if need else None for need in needed)
 
 
 class Algebra(NamedTuple):

@@ -1,10 +1,10 @@
-"""How a CPU reads a state where no gradient is needed.
+"""How a CPU reads a state, with no care for gradients.
 
 Receptances are taken a few hundred tokens at a time, and what is made of them always lies in the same memory, which
 stays in the processor's cache; channels stand before tokens, so that every product runs along tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +16,16 @@ ALIGNMENT = 64  # of the number of tokens at a time: rows begin where vectors an
 PADDING = 16  # numbers between rows of the result: rows that are powers of two apart share few lines of a cache
 
 
+def is_eager(x: torch.Tensor) -> bool:
+    """Whether operations run on a CPU one by one, as they are called."""
+    return x.device.type == "cpu" and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+
+
 def can_read(r: torch.Tensor, *others: torch.Tensor | None) -> bool:
-    if r.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return False
-    return not (torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (r, *others)))
+    """Whether that is so, and nothing needs a gradient."""
+    return is_eager(r) and not (
+        torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (r, *others))
+    )
 
 
 def read_state(
@@ -45,25 +51,22 @@ def read_state(
         out = out.permute(2, 0, 1, 3)  # [B, H, V, T]
     if out.numel() == 0:
         return out.flatten(1, 2).mT
-    products = feature_map == QUADRATIC
+    products, centred = feature_map == QUADRATIC, norm_bias is not None
     if products:
-        state = state * factors_like(r).expand(-1, n).flatten()
-    if norm_bias is not None:  # what is read of a centred state is centred
-        state = state - state.mean(2, keepdim=True)
+        state = states_of_products(state, n, centred)
+    elif centred:
+        state = centre(state)
 
-    sequences, size = sequences_and_tokens(batch_size, num_heads * n, length)
+    sequences, size = sequences_and_tokens(batch_size, num_heads * n, length, CHANNELS_AT_ONCE)
     map_block = feature_maker(feature_map, r, sequences * num_heads, size)
     reads = r.new_empty(sequences * num_heads, value_dim, size)
     write_block = block_writer(norm_weight, norm_bias, eps, n, reads)
-    for first in range(0, batch_size, sequences):
-        states = state[first : first + sequences].flatten(0, 1)
-        for start in range(0, length, size):
-            block = (slice(first, first + sequences), ..., slice(start, start + size))
-            features, target = map_block(channels[block]), out[block]
-            o = torch.bmm(states, features, out=reads[part_of(reads, target)])
-            # n times the mean square of channels, whose squares come first
-            size_of_channels = features[:, :n].sum(1, keepdim=True).add_(n * MEAN_SQUARE_EPS) if products else None
-            write_block(o, size_of_channels, target)
+    for rows, tokens in blocks_of(batch_size, length, sequences, size):
+        features, target = map_block(channels[rows, ..., tokens]), out[rows, ..., tokens]
+        o = torch.bmm(state[rows].flatten(0, 1), features, out=reads[part_of(reads, target)])
+        # n times the mean square of channels, whose squares come first
+        size_of_channels = features[:, :n].sum(1, keepdim=True).add_(n * MEAN_SQUARE_EPS) if products else None
+        write_block(o, size_of_channels, target)
     return out.flatten(1, 2).mT
 
 
@@ -73,10 +76,33 @@ def may_be_overwritten(r: torch.Tensor) -> bool:
     return mutable and r.stride(1) == 1 and 0 not in r.stride()
 
 
-def sequences_and_tokens(batch_size: int, channels: int, length: int) -> tuple[int, int]:
+def states_of_products(state: torch.Tensor, n: int, centred: bool) -> torch.Tensor:
+    """For products `[4 n]` without factors, as [`multiply_neighbours`] makes them."""
+    state = state * factors_of_columns(state, n)
+    return centre(state) if centred else state
+
+
+def factors_of_columns(state: torch.Tensor, n: int) -> torch.Tensor:
+    """`[4 n]`, what products of `n` channels are multiplied by."""
+    return factors_like(state[..., :n]).expand(-1, n).flatten()
+
+
+def centre(state: torch.Tensor) -> torch.Tensor:
+    """What is read of a centred state is centred."""
+    return state - state.mean(2, keepdim=True)
+
+
+def blocks_of(batch_size: int, length: int, sequences: int, size: int) -> Iterator[tuple[slice, slice]]:
+    """Rows and tokens that are read at a time."""
+    for first in range(0, batch_size, sequences):
+        for start in range(0, length, size):
+            yield slice(first, first + sequences), slice(start, start + size)
+
+
+def sequences_and_tokens(batch_size: int, channels: int, length: int, at_once: int) -> tuple[int, int]:
     """How many sequences, and how many tokens of each, are read at a time: several sequences only if whole."""
-    blocks = max(round(channels * length / CHANNELS_AT_ONCE), 1)
-    groups = batch_size if blocks > 1 else max(round(batch_size * channels * length / CHANNELS_AT_ONCE), 1)
+    blocks = max(round(channels * length / at_once), 1)
+    groups = batch_size if blocks > 1 else max(round(batch_size * channels * length / at_once), 1)
     size = -(-length // (blocks * ALIGNMENT)) * ALIGNMENT
     return -(-batch_size // groups), length if blocks == 1 else min(size, length)
 

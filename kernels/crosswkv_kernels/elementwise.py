@@ -9,8 +9,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from .cpu_read import can_read, read_state
+from .cpu_read import can_read, is_eager, read_state
+from .cpu_read_gradients import ReadState
 from .feature_maps import PRODUCTS, QUADRATIC, SMALLEST_NORM, map_features, number_of_features
+from .plain_read import group_norm, read_heads, read_plainly
 from .reference import compute_dtype, whole_keys
 
 
@@ -131,16 +133,18 @@ def state_readout(
     feature_map: str,
     overwrite_r: bool,
 ) -> torch.Tensor:
-    dtype = compute_dtype(r, state)
-    if can_read(r, state, norm_weight, norm_bias):
+    tensors = (r, state, norm_weight, norm_bias)
+    if can_read(*tensors):
+        dtype = compute_dtype(r, state)
         overwrite_r = overwrite_r or r.dtype != dtype
         o = read_state(r.to(dtype), state.to(dtype), norm_weight, norm_bias, eps, feature_map, overwrite_r)
-        return (o if gate is None else o * gate).to(r.dtype)
-    r_by_head = map_features(r.to(dtype), feature_map).transpose(1, 2)
-    o = (r_by_head @ state.to(dtype).mT).transpose(1, 2)  # [B, T, H, V], heads before tokens in memory
-    if norm_weight is None and gate is not None:  # the gate first: the product gets its order in memory
+    elif feature_map == QUADRATIC and is_eager(r):
+        o = ReadState.apply(*tensors, eps)
+    elif norm_weight is None and gate is not None:  # the gate first: the product gets its order in memory
+        o = read_heads(r, state, feature_map)
         return (gate.unflatten(-1, o.shape[2:]) * o).flatten(-2).to(r.dtype)
-    o = group_norm(o, norm_weight, norm_bias, eps)
+    else:
+        o = read_plainly(*tensors, eps, feature_map)
     return (o if gate is None else o * gate).to(r.dtype)
 
 
@@ -163,10 +167,3 @@ def scan_readout(
         at_rest = normed.new_zeros(gate.shape[-1]) if norm_bias is None else norm_bias.to(dtype)
         normed = torch.cat((normed, at_rest.expand(len(gate), rest, -1)), dim=1)
     return (normed * gate).to(gate.dtype)  # (16)
-
-
-def group_norm(o: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float) -> torch.Tensor:
-    """`[B, T, H, V]` to `[B, T, H * V]`, normalised per head unless weight and bias are None."""
-    if weight is None or bias is None:
-        return o.flatten(-2)
-    return torch.addcmul(bias.to(o.dtype), F.layer_norm(o, o.shape[-1:], eps=eps).flatten(-2), weight.to(o.dtype))

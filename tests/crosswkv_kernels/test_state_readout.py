@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from crosswkv_kernels import cpu_read, state_readout, triton_readout
+from crosswkv_kernels import cpu_read, cpu_read_gradients, state_readout, triton_readout
 from generators import HERE, seeded
 from interpreter import use_tensor_cores
 
@@ -157,6 +157,41 @@ def test_reading_without_gradients_is_reading(feature_map, channels, at_once, no
     assert state_readout(**inputs | weights, feature_map=feature_map).requires_grad == normed
 
 
+@pytest.mark.parametrize("layout", ["channels last", "tokens last"])
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("at_once", [4, 18])  # tokens of one sequence, or two of three sequences
+@pytest.mark.parametrize("channels", [2, 3, 6, 16])
+def test_gradients_of_products_in_blocks(channels, at_once, normed, gated, layout, monkeypatch):
+    inputs = make_inputs(9, 4 * channels, 8, batch=3, gated=gated, products=True)
+    if layout == "tokens last":
+        inputs["r"] = inputs["r"].permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    for module in (cpu_read, cpu_read_gradients):
+        monkeypatch.setattr(module, "CHANNELS_AT_ONCE", at_once * HEADS * channels)
+    monkeypatch.setattr(cpu_read, "ALIGNMENT", 1)
+    assert_accurate(inputs if normed else without_norm(inputs), 1e-11, feature_map="quadratic")
+
+
+@pytest.mark.parametrize("frozen", ["r", "state", "norm_weight"])
+def test_gradients_where_something_is_frozen(frozen):
+    inputs = make_inputs(9, 16, 8, products=True, gated=False)
+    read = partial(state_readout, gate=None, feature_map="quadratic")
+    expected = run(read, inputs)
+    actual = run(partial(read, **{frozen: inputs.pop(frozen)}), {k: x for k, x in inputs.items() if x is not None})
+    assert len(actual) == 4
+    assert all(torch.equal(x, expected[name]) for name, x in actual.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_backward_under_autocast(dtype):
+    inputs = make_inputs(20, 16, 8, products=True, gated=False, dtype=torch.float32)
+    inputs["r"] = inputs["r"].to(dtype)
+    expected = run(partial(state_readout, gate=None, feature_map="quadratic"), inputs | {"gate": None})
+    with torch.autocast(HERE.type, torch.bfloat16):
+        actual = run(partial(state_readout, gate=None, feature_map="quadratic"), inputs | {"gate": None})
+    assert all(torch.equal(x, expected[name]) for name, x in actual.items())
+
+
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("feature_map", ["identity", "quadratic"])
@@ -181,7 +216,9 @@ def test_what_was_made_in_inference_mode_is_not_overwritten_outside():
 def test_nothing_is_read_by_nobody(feature_map, shape):
     batch, length = shape
     inputs = make_inputs(length, 16, 8, batch=batch, products=feature_map == "quadratic")
-    assert state_readout(**inputs, feature_map=feature_map).shape == (*shape, HEADS * 8)
+    found = run(partial(state_readout, feature_map=feature_map), inputs)
+    assert found["o"].shape == (*shape, HEADS * 8)
+    assert not any(x.any() for x in found.values())
 
 
 @torch.no_grad()
@@ -258,6 +295,31 @@ def test_gradcheck(feature_map, gated):
     inputs = make_inputs(3, 8, 4, gated=gated, products=feature_map == "quadratic")
     leaves = [x.requires_grad_() for x in inputs.values() if x is not None]
     assert torch.autograd.gradcheck(partial(state_readout, feature_map=feature_map), leaves)
+
+
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("feature_map", ["identity", "quadratic"])
+def test_gradgradcheck(feature_map, normed):
+    inputs = make_inputs(3, 8, 4, gated=False, products=feature_map == "quadratic")
+    leaves = [x.requires_grad_() for x in (inputs if normed else without_norm(inputs)).values() if x is not None]
+    read = partial(state_readout, feature_map=feature_map)
+    assert torch.autograd.gradgradcheck(read if normed else lambda *x: read(*x, None, None), leaves)
+
+
+def test_a_path_through_the_state_counts_once():
+    """A second derivative where the receptance was computed from the state."""
+    inputs = make_inputs(1, 8, 2, batch=1, gated=False, products=True)
+
+    def energy(state, function):
+        r = state[:, :, 0, None, :2].transpose(1, 2)
+        return function(r, state, inputs["norm_weight"], inputs["norm_bias"], None, EPS, feature_map="quadratic").sum()
+
+    state = inputs["state"].requires_grad_()
+    found = []
+    for function in (state_readout, oracle):
+        (gradient,) = torch.autograd.grad(energy(state, function), state, create_graph=True)
+        found.append(torch.autograd.grad(gradient.square().sum(), state)[0])
+    torch.testing.assert_close(*found)
 
 
 @BOTH
