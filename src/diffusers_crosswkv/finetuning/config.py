@@ -28,7 +28,7 @@ class ModelSettings:
             works on pixels.
         text_encoder: with `from_scratch`: folder or Hub id of CLIP, T5, ..., or of a pipeline with one; without it a
             small CLIP is made and trained, with a tokenizer fitted on the captions.
-        fusion: of an untrained or converted U-Net: state, prefix or paper.
+        fusion: of an untrained or converted U-Net: state, prefix or paper; state if not given.
         prediction_type: epsilon, v_prediction, sample or flow; the pipeline's own if not given, v_prediction from
             scratch.
         zero_terminal_snr: a noise schedule that ends in noise alone (arXiv:2305.08891).
@@ -42,7 +42,7 @@ class ModelSettings:
     from_scratch: str | None = None
     vae: str | None = None
     text_encoder: str | None = None
-    fusion: str = "state"
+    fusion: str | None = None
     prediction_type: str | None = None
     zero_terminal_snr: bool = False
     prepend_endoftext: bool | None = None
@@ -72,7 +72,7 @@ class ModelSettings:
             place = getattr(self, name)
             if place is not None and looks_like_path(place) and not Path(place).exists():
                 raise FileNotFoundError(f"There is no `--{name}` at {place}.")
-        for name, choices in (("fusion", FUSIONS), ("prediction_type", (None, *PREDICTION_TYPES))):
+        for name, choices in (("fusion", (None, *FUSIONS)), ("prediction_type", (None, *PREDICTION_TYPES))):
             if getattr(self, name) not in choices:
                 possible = ", ".join(choice for choice in choices if choice)
                 raise ValueError(f"`{name}` must be one of {possible}, got {getattr(self, name)!r}.")
@@ -204,3 +204,9 @@ class FinetuningConfig:
         """
         for settings in (self.model, self.validation, self.records, self.hub):
             settings.check()  # type: ignore[attr-defined]
+        weights = self.training.weights
+        if self.model.model is not None and self.training.train_text_encoder and weights != "all":
+            raise ValueError(
+                f"`train_text_encoder` needs `weights` all, got {weights}: the text encoder is not saved with it. "
+                "Leave one of them out."
+            )

@@ -1,6 +1,5 @@
 """What training starts from: a DIR-7 pipeline, a Stable Diffusion pipeline that is converted, or nothing."""
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from huggingface_hub import HfApi
 from transformers import AutoConfig, AutoModelForTextEncoding, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..conversion import convert_unet
-from ..generation.config import PIPELINE_INDEX, ModelConfig
+from ..generation.config import ModelConfig
 from ..generation.loading import download
 from ..hub import FROM_SCRATCH
 from ..models import DIR7UNet2DConditionModel
@@ -23,13 +22,13 @@ from ..pipelines.prompt_encoding import ENDOFTEXT
 from ..presets import load_preset
 from ..training import Models
 from ..training.text import fit_tokenizer, make_text_encoder
-from .config import ModelSettings
+from .base_checks import PREDICTION, check_index, check_unet, prediction_of
+from .config import FUSIONS, ModelSettings
 
 COSINE = {"beta_schedule": "squaredcos_cap_v2"}  # of pixels
 STABLE_DIFFUSION = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}  # of latents
 WIDEST_MADE_TEXT_ENCODER = 256
 MADE_TEXT_LAYERS = 2
-PREDICTION = "prediction_type"
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class PipelineBase:
         seed: of what a converted U-Net has and a stock one has not: a run that goes on, and every process, makes the
             same.
         channels, multiple: of the images that it takes: 1 or 3, and what their sides are a multiple of.
-        resolution: in pixels, what it was made for.
+        resolution: in pixels, what it was made for, if it says so.
 
     Raises:
         OSError: it cannot be found or read.
@@ -88,13 +87,15 @@ class PipelineBase:
         if self.converted:
             stock = diffusers.UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **options)
             torch.manual_seed(seed)
-            options |= {"unet": convert_unet(stock, settings.fusion)}
+            options |= {"unet": convert_unet(stock, settings.fusion or FUSIONS[0])}
         self.pipeline = DIR7Pipeline.from_pretrained(folder, safety_checker=None, feature_extractor=None, **options)
+        check_unet(settings, self.pipeline)
         factor = self.pipeline.vae_scale_factor
         unet = self.pipeline.unet.config
         self.channels = unet.in_channels if self.pipeline.vae is None else self.pipeline.vae.config.in_channels
         self.multiple = factor * 2 ** (len(unet.block_out_channels) - 1)
-        self.resolution = factor * (unet.sample_size if isinstance(unet.sample_size, int) else max(unet.sample_size))
+        size = unet.sample_size if isinstance(unet.sample_size, int | None) else max(unet.sample_size)
+        self.resolution = None if size is None else factor * size
 
     def start(self, captions: Callable[[], Iterable[str]], resolution: int, seed: int) -> Start:
         """Everything that training starts from; no captions are asked for."""
@@ -105,7 +106,7 @@ class PipelineBase:
             prepend = settings.prepend_endoftext
         elif self.converted:  # its text encoder, and what its U-Net knows, come from prompts without it
             prepend = False
-        training, sampler = schedulers_of(pipeline.scheduler, settings)
+        training, sampler = schedulers_of(pipeline.scheduler, settings, in_pixels=pipeline.vae is None)
         models = Models(
             unet=pipeline.unet,
             text_encoder=pipeline.text_encoder,
@@ -160,35 +161,11 @@ class ScratchBase:
             in_channels=channels,
             out_channels=channels,
             cross_attention_dim=text_encoder.config.hidden_size,
-            crosswkv_fusion=settings.fusion,
+            crosswkv_fusion=settings.fusion or FUSIONS[0],
         )
         training, sampler = new_schedulers(settings, in_pixels=self.vae is None)
         models = Models(unet, text_encoder, tokenizer, training, ENDOFTEXT if prepend else "", self.vae)
         return Start(models, sampler, FROM_SCRATCH, False, resolution)
-
-
-def check_index(name: str, folder: Path) -> str:
-    """The U-Net's class in a pipeline's folder.
-
-    Raises:
-        ValueError: the pipeline has no such U-Net, or more than one text encoder.
-    """
-    index = json.loads((folder / PIPELINE_INDEX).read_text(encoding="utf-8"))
-    there = {key: value[1] for key, value in index.items() if isinstance(value, list) and value[1] is not None}
-    if "unet" not in there:
-        raise ValueError(
-            f"{name} must be a pipeline with a U-Net, DIR-7's or Stable Diffusion's, got {index['_class_name']} with "
-            f"{', '.join(sorted(there))}."
-        )
-    if "text_encoder_2" in there:
-        raise ValueError(
-            f"{name} has two text encoders ({index['_class_name']}); training here takes one: Stable Diffusion 1 "
-            "and 2, or DIR-7."
-        )
-    missing = [key for key in ("text_encoder", "tokenizer") if key not in there]
-    if missing:
-        raise ValueError(f"{name} must have a text encoder and a tokenizer, but has no {' and no '.join(missing)}.")
-    return there["unet"]
 
 
 def load_vae(place: str) -> diffusers.AutoencoderKL:
@@ -229,19 +206,21 @@ def new_schedulers(settings: ModelSettings, in_pixels: bool) -> tuple[SchedulerM
     return DDPMScheduler(**noise), sampler_of(noise, in_pixels)
 
 
-def schedulers_of(scheduler: SchedulerMixin, settings: ModelSettings) -> tuple[SchedulerMixin, SchedulerMixin]:
+def schedulers_of(
+    scheduler: SchedulerMixin, settings: ModelSettings, in_pixels: bool
+) -> tuple[SchedulerMixin, SchedulerMixin]:
     """For training on with a pipeline and for drawing with the result, from the pipeline's own.
 
     Raises:
         ValueError: epsilon and a noise schedule that ends in noise alone.
     """
     is_flow = isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
-    prediction = settings.prediction_type or ("flow" if is_flow else scheduler.config[PREDICTION])
+    prediction = settings.prediction_type or prediction_of(scheduler)
     if prediction == "flow":
         flow = scheduler if is_flow else FlowMatchEulerDiscreteScheduler()
         return flow, flow
     if is_flow:
-        return new_schedulers(settings, in_pixels=False)
+        return new_schedulers(settings, in_pixels)
     changes: dict[str, Any] = {PREDICTION: prediction}
     if settings.zero_terminal_snr:
         changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
@@ -251,9 +230,10 @@ def schedulers_of(scheduler: SchedulerMixin, settings: ModelSettings) -> tuple[S
             "`zero_terminal_snr` needs `prediction_type` v_prediction or sample, and this pipeline predicts epsilon; "
             "say --prediction_type v_prediction, and train long enough."
         )
-    if not settings.zero_terminal_snr:
+    draws_images = not isinstance(scheduler, diffusers.PNDMScheduler)  # from predicted ones
+    if not settings.zero_terminal_snr and (draws_images or prediction != "sample"):
         return training, type(scheduler).from_config(scheduler.config, **changes)
-    return training, sampler_of({**scheduler.config, **changes}, in_pixels=False)
+    return training, sampler_of({**scheduler.config, **changes}, in_pixels)
 
 
 def sampler_of(noise: dict[str, Any], in_pixels: bool) -> SchedulerMixin:
@@ -261,4 +241,4 @@ def sampler_of(noise: dict[str, Any], in_pixels: bool) -> SchedulerMixin:
     if noise.get("rescale_betas_zero_snr"):  # DPM-Solver divides by what is zero there
         return diffusers.DDIMScheduler.from_config(noise)
     own = {"thresholding": True, "sample_max_value": 1.0} if in_pixels else {}
-    return diffusers.DPMSolverMultistepScheduler(**{k: v for k, v in noise.items() if k != "clip_sample"}, **own)
+    return diffusers.DPMSolverMultistepScheduler.from_config(noise, **own)

@@ -15,6 +15,7 @@ from ..data.loading import TrainingData, open_data
 from ..data.scene_splits import captions_for_tokenizer
 from ..data.size_index import default_cache_dir
 from ..hub import FROM_SCRATCH
+from .base_checks import check_kept
 from .config import FinetuningConfig
 from .models import PipelineBase, ScratchBase, Start
 
@@ -87,6 +88,10 @@ def settle(config: FinetuningConfig, base: PipelineBase | ScratchBase) -> DataCo
     data = config.data
     if data.resolution is None:
         own = open_built_in(data.data).resolution if is_built_in(data.data) else base.resolution
+        if own is None:
+            raise ValueError(
+                f"`resolution` must be given: the U-Net of {config.model.model} has no `sample_size` to tell it."
+            )
         data = dataclasses.replace(data, resolution=own)
     return dataclasses.replace(data, holdout_examples=config.validation.validation_examples or 0)
 
@@ -112,14 +117,19 @@ def read_captions(data: TrainingData, batch_size: int) -> Iterator[str]:
 
 
 def check_weights(config: FinetuningConfig, base: PipelineBase | ScratchBase) -> None:
-    """Refuse adapters and states on a converted U-Net, which is saved nowhere."""
+    """Refuse adapters and states for a U-Net that is saved nowhere, or for other images than its pipeline draws."""
     weights = config.training.weights
-    if isinstance(base, PipelineBase) and base.converted and weights in ("lora", "state"):
-        raise ValueError(
-            f"--weights {weights} needs a DIR-7 pipeline: {config.model.model} would be converted first, and what is "
-            "trained would fit no saved model. Train it with --weights attn2 or all first, then give that result's "
-            f"pipeline to --model with --weights {weights}."
-        )
+    if weights not in ("lora", "state"):
+        return
+    if isinstance(base, PipelineBase) and not base.converted:
+        check_kept(config.model, base.pipeline, weights)
+        return
+    made = f"{config.model.model} would be converted" if config.model.model else "an untrained U-Net would be made"
+    raise ValueError(
+        f"--weights {weights} needs a DIR-7 pipeline: {made} first, and what is trained would fit no saved model. "
+        "Train it with --weights attn2 or all first, then give that result's pipeline to --model with "
+        f"--weights {weights}."
+    )
 
 
 def check_text_encoder(config: FinetuningConfig) -> None:

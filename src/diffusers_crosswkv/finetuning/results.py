@@ -40,14 +40,25 @@ def save_result(start: Start, trained: TrainingResult, weights: str, output_dir:
     elif weights == "state":
         initial_prompt_state(trained.denoiser).save(path)
     else:
-        save_whole(dataclasses.replace(start, models=trained.models).pipeline(), path)
+        pipeline = dataclasses.replace(start, models=trained.models).pipeline()
+        if new_size(start):
+            pipeline.unet.register_to_config(sample_size=start.resolution // pipeline.vae_scale_factor)
+        save_whole(pipeline, path)
     return SavedResult(path, example(start, path, weights, prompt))
 
 
 def example(start: Start, path: Path, weights: str, prompt: str) -> str:
-    """A command that draws with the result."""
+    """A command that draws with the result, in the size of training."""
+    size = ["--height", start.resolution, "--width", start.resolution] if new_size(start) else []
     model = {
-        "lora": ["--model", start.base_model, "--lora", path],
-        "state": ["--model", start.base_model, "--prompt-state", path],
+        "lora": ["--model", start.base_model, "--lora", path, *size],
+        "state": ["--model", start.base_model, "--prompt-state", path, *size],
     }
     return shlex.join(map(str, ["python", "scripts/generate.py", *model.get(weights, ["--model", path]), prompt]))
+
+
+def new_size(start: Start) -> bool:
+    """Whether training was on images of another size than the pipeline draws by itself."""
+    size = start.models.unet.config.sample_size
+    largest = size if isinstance(size, int | None) else max(size)
+    return largest is None or start.pipeline().vae_scale_factor * largest != start.resolution

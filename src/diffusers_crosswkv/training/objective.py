@@ -13,7 +13,6 @@ from .config import TrainingConfig
 
 FLOW = "flow"
 TARGETS = ("epsilon", "v_prediction", "sample")
-ALMOST_NOTHING = 1e-6  # SNR; schedulers that divide by it end at 2**-24 instead of 0
 MAX_SAMPLE_WEIGHT = 5.0  # at small noise the weight of a v target would grow without limit
 
 
@@ -137,7 +136,8 @@ def check_schedule(scheduler: Any, config: TrainingConfig) -> None:
             "The scheduler must be DDPM-like with `prediction_type` epsilon, v_prediction or sample, or a "
             f"FlowMatchEulerDiscreteScheduler, got {type(scheduler).__name__} with {prediction_type!r}."
         )
-    if prediction_type == "epsilon" and alphas[-1] < ALMOST_NOTHING:
+    zero_terminal_snr = scheduler.config.get("rescale_betas_zero_snr") or alphas[-1] == 0
+    if prediction_type == "epsilon" and zero_terminal_snr:
         raise ValueError(
             "With zero terminal SNR (`rescale_betas_zero_snr=True`) `prediction_type` must be v_prediction or sample, "
             "got epsilon: the last step sees nothing but noise, and repeating it teaches nothing of the image."

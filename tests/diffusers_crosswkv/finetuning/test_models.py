@@ -108,3 +108,38 @@ def test_pipelines_that_cannot_be_trained(pipeline_dir, stock_dir):
         PipelineBase(with_index(stock_dir, unet=[None, None]), 0)
     with pytest.raises(ValueError, match="has no tokenizer"):
         PipelineBase(with_index(stock_dir, unet=["diffusers", "UNet2DConditionModel"], tokenizer=[None, None]), 0)
+
+
+def test_a_sampler_that_can_draw_with_the_target(stock_dir):
+    """Stable Diffusion's own cannot from predicted images."""
+    sampler = from_pipeline(model=stock_dir, prediction_type="sample")[1].sampler
+    assert isinstance(sampler, DPMSolverMultistepScheduler)
+    assert sampler.config.prediction_type == "sample"
+    assert isinstance(from_pipeline(model=stock_dir, prediction_type="v_prediction")[1].sampler, PNDMScheduler)
+
+
+def test_pixels_keep_their_noise(make_pipeline, tmp_path):
+    make_pipeline(scheduler=FlowMatchEulerDiscreteScheduler()).save_pretrained(tmp_path / "flow")
+    start = from_pipeline(model=str(tmp_path / "flow"), prediction_type="v_prediction")[1]
+    assert start.models.scheduler.config.beta_schedule == "squaredcos_cap_v2"
+    assert start.sampler.config.thresholding
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"in_channels": 5}, "reads 1 channels, got 5: one for inpainting"),
+        ({"num_class_embeds": 3}, "reads a text alone, got `num_class_embeds` 3"),
+        ({"time_cond_proj_dim": 8}, "reads a text alone, got `time_cond_proj_dim` 8"),
+    ],
+)
+def test_unets_that_need_more_than_a_text(make_pipeline, tmp_path, config, message):
+    make_pipeline(**config).save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match=message):
+        PipelineBase(ModelSettings(model=str(tmp_path / "other")), 0)
+
+
+def test_a_fusion_is_kept(pipeline_dir):
+    assert from_pipeline(model=pipeline_dir, fusion="state")[1].models.unet.config.crosswkv_fusion == "state"
+    with pytest.raises(ValueError, match="`fusion` is of untrained .* has state, got paper"):
+        PipelineBase(ModelSettings(model=pipeline_dir, fusion="paper"), 0)

@@ -134,6 +134,43 @@ def test_a_finished_run_is_saved_again_and_other_settings_are_refused(make_setti
         run(make_settings(output_dir=str(tmp_path / "thesis")))
 
 
+@pytest.mark.parametrize("weights", ["lora", "state"])
+@pytest.mark.parametrize(
+    "setting", [{"prediction_type": "v_prediction"}, {"zero_terminal_snr": True}, {"prepend_endoftext": False}]
+)
+def test_what_fits_no_pipeline_is_refused(make_settings, weights, setting, tmp_path):
+    own = {"prepend_endoftext": True}  # saying what holds is allowed
+    message = f"With `weights` {weights}, `{next(iter(setting))}` must be that of"
+    with pytest.raises(ValueError, match=message):
+        run(make_settings(weights=weights, **own | setting))
+    assert not (tmp_path / "run").exists()
+
+
+def test_adapters_need_a_model_that_is_saved(make_settings, stock_dir):
+    with pytest.raises(ValueError, match="an untrained U-Net would be made first"):
+        run(make_settings(from_scratch="dir7_tiny", text_encoder=stock_dir, vae=stock_dir, weights="lora"))
+    with pytest.raises(ValueError, match="`train_text_encoder` needs `weights` all, got attn2"):
+        run(make_settings(weights="attn2", train_text_encoder=True))
+
+
+def test_another_size_is_what_the_result_draws(make_settings, tmp_path):
+    settings = {"data": "scenes:16", "max_train_steps": 1, "report_to": ("none",), "validation_examples": 0}
+    whole = run(make_settings(from_scratch="dir7_tiny", **settings))
+    assert "--height" not in whole.example
+    of_others = settings | {"model": str(whole.result), "data": "scenes:32"}
+    larger = run(make_settings(**of_others, output_dir=str(tmp_path / "larger")))
+    assert draw(DiffusionPipeline.from_pretrained(larger.result)).shape == (1, 3, 32, 32)
+    lora = run(make_settings(**of_others, weights="lora", output_dir=str(tmp_path / "lora")))
+    assert "--height 32 --width 32" in lora.example
+
+
+def test_the_size_must_be_known(make_settings, make_pipeline, tmp_path):
+    make_pipeline(sample_size=None, in_channels=3, out_channels=3).save_pretrained(tmp_path / "any")
+    settings = {"model": str(tmp_path / "any"), "data": str(tmp_path)}
+    with pytest.raises(ValueError, match="`resolution` must be given: the U-Net of .* has no `sample_size`"):
+        run(make_settings(**settings))
+
+
 def test_an_image_folder(make_settings, image_folder, tmp_path):
     settings = make_settings(
         data=image_folder, from_scratch="dir7_tiny", resolution=16, validation_examples=2, report_to=("none",)
@@ -230,7 +267,7 @@ def test_adapters_of_a_conversion_are_refused(weights, make_settings, image_fold
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"weights": "lora", "from_scratch": "dir7_tiny"}, "A new text encoder must be trained"),
+        ({"weights": "attn2", "from_scratch": "dir7_tiny"}, "A new text encoder must be trained"),
         ({"report_to": ("wandb",)}, "`--report_to wandb` needs the package wandb"),
         ({"resolution": 9}, "`resolution` must be a multiple of 2"),
         ({"prediction_type": "flow", "min_snr_gamma": 5.0}, "`min_snr_gamma` is for DDPM-like schedules"),

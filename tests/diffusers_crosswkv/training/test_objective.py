@@ -131,6 +131,7 @@ def test_zero_terminal_snr_ends_in_pure_noise():
     assert torch.equal(found.target(SAMPLES, last), -SAMPLES)
     with pytest.raises(ValueError, match="must be v_prediction or sample, got epsilon"):
         objective("epsilon", ZERO_SNR)
+    assert objective("epsilon", {"beta_schedule": "squaredcos_cap_v2"}).target_type == "epsilon"  # ends near it
 
 
 def generator(seed=0):
