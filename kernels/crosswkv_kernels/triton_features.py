@@ -60,11 +60,17 @@ def load_or_one(p_x, o_x, m_x):
 
 
 @triton.jit
+def column_factors(o_k, N: tl.constexpr):
+    """What the products of each column are multiplied by, but for the mean square of their token."""
+    n: tl.constexpr = N**-0.5
+    return tl.where(o_k < N, n, 1.4142135623730951 * n)
+
+
+@triton.jit
 def product_factors(b_x, o_k, N: tl.constexpr, BN: tl.constexpr):
     """What products are multiplied by, and the mean square of the channels; a block has some of its columns j."""
-    n: tl.constexpr = N**-0.5
     b_m = tl.sum(b_x * b_x, 1) / (N * (b_x.shape[1] // BN)) + EPS
-    return tl.where(o_k < N, n, 1.4142135623730951 * n)[None, :] / b_m[:, None], b_m
+    return column_factors(o_k, N)[None, :] / b_m[:, None], b_m
 
 
 @triton.jit
@@ -75,6 +81,19 @@ def features(b_x, b_partner, o_k, N: tl.constexpr, BN: tl.constexpr, MAP: tl.con
     elif MAP == "silu":
         b_x = b_x * tl.sigmoid(b_x)
     return b_x
+
+
+@triton.jit
+def bare_products(b_x, N: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+    """Of channels `[BT, BN]` of 16 bits, which one pass of tf32 takes whole, each in its place by a matrix product.
+
+    Loaded to where they are needed, channels would be read eight times, half of that number by number.
+    """
+    o_i, o_k = tl.arange(0, BN)[:, None], tl.arange(0, BK)[None, :]
+    o_first = o_k % BN
+    o_second = tl.where(o_first < N, (o_first + o_k // BN) % N, BN)
+    b_first = tl.dot(b_x, tl.where(o_i == o_first, 1.0, 0.0), input_precision="tf32")
+    return b_first * tl.dot(b_x, tl.where(o_i == o_second, 1.0, 0.0), input_precision="tf32")
 
 
 @triton.jit

@@ -8,6 +8,7 @@ Bytes per token and head, K = 64, V = 16, kappa in float32 as `state_writes` ret
     forward                300 = 256 (kappa) + 32 (v) + 12 (w k a)
     forward, kept states   256 more, for 16 x 64 floats every 16 tokens, where a gradient will be asked for
     backward               856 = 300 + 256 (states) + 300 (dw dk dv dkappa da)
+    inverses               392 more for each: 264 (kappa w a) in, 64 out and, behind that, in
 """
 
 import triton
@@ -27,28 +28,35 @@ from .triton_chunks import (
 
 
 @triton.jit
-def load_factors(p_w, p_k, p_a, w_t, k_t, a_t, o_t, length):
-    """`[BT]`: a token's decay, what its key is multiplied by, what is left of its write at the chunk's end, rho, and
-    e^c_last of the chunk."""
-    mask = o_t < length
-    b_w = tl.load(p_w + o_t * w_t, mask=mask, other=0.0).to(tl.float32)
-    b_k = tl.load(p_k + o_t * k_t, mask=mask, other=0.0).to(tl.float32)
-    b_a = tl.load(p_a + o_t * a_t, mask=mask, other=0.0).to(tl.float32)
-    last = tl.sum(b_w, axis=0)
-    return b_w, b_k, tl.exp(last - tl.cumsum(b_w, axis=0)), b_a * tl.exp(-b_w), tl.exp(last)
+def load_numbers(p_x, x_t, o_t, length):
+    """`[BT]`: one of each token."""
+    return tl.load(p_x + o_t * x_t, mask=o_t < length, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def load_removals(p_kappa, kappa_t, b_rho, o_t, o_k, length, K: tl.constexpr, PRECISION: tl.constexpr):
-    """kappa; tril(kappa kappa^T, -1); (I + L)^-1."""
+def load_factors(p_w, p_k, p_a, w_t, k_t, a_t, o_t, length):
+    """A token's decay, what its key is multiplied by, and its rate."""
+    b_w, b_k = load_numbers(p_w, w_t, o_t, length), load_numbers(p_k, k_t, o_t, length)
+    return b_w, b_k, load_numbers(p_a, a_t, o_t, length)
+
+
+@triton.jit
+def factors_of(b_w, b_a):
+    """`[BT]`: what is left of a token's write at the chunk's end, rho; and e^c_last of the chunk."""
+    last = tl.sum(b_w, axis=0)
+    return tl.exp(last - tl.cumsum(b_w, axis=0)), b_a * tl.exp(-b_w), tl.exp(last)
+
+
+@triton.jit
+def load_keys(p_kappa, kappa_t, o_t, o_k, length, K: tl.constexpr, PRECISION: tl.constexpr):
+    """kappa; tril(kappa kappa^T, -1)."""
     b_kappa = rounded(load_block(p_kappa, o_t, kappa_t, o_k, length, K), PRECISION)
-    b_gram = below(tl.dot(b_kappa, tl.trans(b_kappa), input_precision=PRECISION), False)
-    return b_kappa, b_gram, invert(b_gram * b_rho[:, None], PRECISION)
+    return b_kappa, below(tl.dot(b_kappa, tl.trans(b_kappa), input_precision=PRECISION), False)
 
 
 @triton.jit
 def keys_times(b_kappa, b_S, PRECISION: tl.constexpr):
-    """`kappa S^T`: one pass of tf32 takes keys whole (see `load_removals`) and most of S, a second one the rest."""
+    """`kappa S^T`: one pass of tf32 takes keys whole (they are rounded) and most of S, a second one the rest."""
     if PRECISION == "tf32":
         b_most = rounded(b_S, PRECISION)
         b_rest = tl.dot(b_kappa, tl.trans(b_S - b_most), input_precision=PRECISION)
@@ -75,8 +83,27 @@ def changes(b_kappa, b_S, b_X, b_V, b_written, b_removed, PRECISION: tl.constexp
 
 
 @triton.jit(do_not_specialize=["length", "heads"])
+def multiples_inverses_kernel(
+    p_w, p_kappa, p_a, p_X, w_b, w_t, w_h, kappa_b, kappa_t, kappa_h, a_b, a_t, a_h, length, heads,
+    K: tl.constexpr, BK: tl.constexpr, BT: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Program (chunk of a head): (I + L)^-1 `[BT, BT]`; no state is a part of it, so no chunk waits for another."""
+    chunks = tl.cdiv(length, BT)
+    i_bh, i_c = (tl.program_id(0) // chunks).to(tl.int64), tl.program_id(0) % chunks
+    i_b, i_h = i_bh // heads, i_bh % heads
+    o_t = tokens_of_chunk(i_c, BT, WIDE)
+    b_w = load_numbers(p_w + i_b * w_b + i_h * w_h, w_t, o_t, length)
+    b_a = load_numbers(p_a + i_b * a_b + i_h * a_h, a_t, o_t, length)
+    p_kappa += i_b * kappa_b + i_h * kappa_h
+    _, b_gram = load_keys(p_kappa, kappa_t, o_t, tl.arange(0, BK), length, K, PRECISION)
+    b_X = invert(b_gram * (b_a * tl.exp(-b_w))[:, None], PRECISION)
+    o_i = tl.arange(0, BT)
+    store_state(p_X + (i_bh * chunks + i_c) * BT * BT, o_i, o_i, BT, BT, b_X)
+
+
+@triton.jit(do_not_specialize=["length", "heads"])
 def multiples_forward_kernel(
-    p_w, p_k, p_v, p_kappa, p_a, p_start, p_final, p_saved,
+    p_w, p_k, p_v, p_kappa, p_a, p_start, p_final, p_saved, p_X,
     w_b, w_t, w_h, k_b, k_t, k_h, v_b, v_t, v_h, kappa_b, kappa_t, kappa_h, a_b, a_t, a_h, length, heads,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BT: tl.constexpr,
     WIDE: tl.constexpr, PRECISION: tl.constexpr,
@@ -96,13 +123,24 @@ def multiples_forward_kernel(
         b_S = load_state(p_start + i_bh * V * K, o_v, o_k, V, K).to(tl.float32)
     else:
         b_S = tl.zeros((BV, BK), tl.float32)
+    p_X += i_bh * chunks * BT * BT
+    o_i = tl.arange(0, BT)
+    o_t = tokens_of_chunk(0, BT, WIDE)
+    n_w, n_k, n_a = load_factors(p_w, p_k, p_a, w_t, k_t, a_t, o_t, length)
+    n_V, n_kappa = load_block(p_v, o_t, v_t, o_v, length, V), load_block(p_kappa, o_t, kappa_t, o_k, length, K)
+    n_X = load_block(p_X, o_i, BT, o_i, length, BT)
     for i_c in range(0, chunks):
         if p_saved is not None:
             store_state(p_saved + (i_bh * chunks + i_c) * V * K, o_v, o_k, V, K, b_S)
-        o_t = tokens_of_chunk(i_c, BT, WIDE)
-        _, b_k, b_left, b_rho, decay = load_factors(p_w, p_k, p_a, w_t, k_t, a_t, o_t, length)
-        b_kappa, _, b_X = load_removals(p_kappa, kappa_t, b_rho, o_t, o_k, length, K, PRECISION)
-        b_V = load_block(p_v, o_t, v_t, o_v, length, V)
+        b_w, b_k, b_a, b_kappa, b_V, b_X = n_w, n_k, n_a, n_kappa, n_V, n_X
+        # what the next chunk reads is on its way while this one is computed
+        o_t = tokens_of_chunk(i_c + 1, BT, WIDE)
+        n_w, n_k, n_a = load_factors(p_w, p_k, p_a, w_t, k_t, a_t, o_t, length)
+        n_V, n_kappa = load_block(p_v, o_t, v_t, o_v, length, V), load_block(p_kappa, o_t, kappa_t, o_k, length, K)
+        p_X += BT * BT
+        n_X = load_block(p_X, o_i, BT, o_i, length - (i_c + 1) * BT, BT)
+        b_left, b_rho, decay = factors_of(b_w, b_a)
+        b_kappa = rounded(b_kappa, PRECISION)
         _, b_P = changes(b_kappa, b_S, b_X, b_V, b_k * b_left, b_rho * decay, PRECISION)
         b_S = b_S * decay + times_keys(b_P, b_kappa, PRECISION)
     if p_final is not None:
@@ -111,7 +149,7 @@ def multiples_forward_kernel(
 
 @triton.jit(do_not_specialize=["length", "heads"])
 def multiples_backward_kernel(
-    p_w, p_k, p_v, p_kappa, p_a, p_saved, p_dS, p_dw, p_dk, p_dv, p_dkappa, p_da,
+    p_w, p_k, p_v, p_kappa, p_a, p_saved, p_dS, p_dw, p_dk, p_dv, p_dkappa, p_da, p_X,
     w_b, w_t, w_h, k_b, k_t, k_h, v_b, v_t, v_h, kappa_b, kappa_t, kappa_h, a_b, a_t, a_h, length, heads,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BT: tl.constexpr,
     WIDE: tl.constexpr, PRECISION: tl.constexpr,
@@ -123,7 +161,7 @@ def multiples_backward_kernel(
     i_bh = tl.program_id(0).to(tl.int64)
     i_b, i_h = i_bh // heads, i_bh % heads
     EXACT: tl.constexpr = exact(PRECISION)
-    o_k, o_i = tl.arange(0, BK), tl.arange(0, BV)
+    o_k, o_i, o_x = tl.arange(0, BK), tl.arange(0, BV), tl.arange(0, BT)
     chunks = tl.cdiv(length, BT)
     p_w += i_b * w_b + i_h * w_h
     p_k += i_b * k_b + i_h * k_h
@@ -135,8 +173,10 @@ def multiples_backward_kernel(
     for i in range(0, chunks):
         i_c = chunks - 1 - i
         o_t = tokens_of_chunk(i_c, BT, WIDE)
-        b_w, b_k, b_left, b_rho, decay = load_factors(p_w, p_k, p_a, w_t, k_t, a_t, o_t, length)
-        b_kappa, b_gram, b_X = load_removals(p_kappa, kappa_t, b_rho, o_t, o_k, length, K, PRECISION)
+        b_w, b_k, b_a = load_factors(p_w, p_k, p_a, w_t, k_t, a_t, o_t, length)
+        b_left, b_rho, decay = factors_of(b_w, b_a)
+        b_kappa, b_gram = load_keys(p_kappa, kappa_t, o_t, o_k, length, K, PRECISION)
+        b_X = tl.load(p_X + (i_bh * chunks + i_c) * BT * BT + o_x[:, None] * BT + o_x[None, :])
         b_dkappa = tl.zeros((BT, BK), tl.float32)
         b_dgram = tl.zeros((BT, BT), tl.float32)
         b_drho = tl.zeros((BT,), tl.float32)

@@ -20,9 +20,11 @@ from .triton_blocks import (
     row_strides,
     rows,
     sum_parts,
-    token_block,
 )
 from .triton_features import (
+    EPS,
+    bare_products,
+    column_factors,
     feature_columns,
     feature_constants,
     features,
@@ -46,26 +48,43 @@ PROGRAMS = 528  # of a backward pass: four for each of 132 multiprocessors; more
 def readout_forward(
     p_r, p_S, p_weight, p_bias, p_gate, p_o, s_r_b, s_r_t, s_S_b, s_S_h, s_gate_b, s_gate_t, T, H, eps,
     N: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    BT: tl.constexpr, MAP: tl.constexpr, PRECISION: tl.constexpr,
+    BT: tl.constexpr, NB: tl.constexpr, MAP: tl.constexpr, PLACE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
+    """Program (NB blocks of tokens, head); with `PLACE` tokens stand on the left: see `bare_products`."""
     i_h = tl.program_id(1)
-    i_b, o_t, m_t = token_block(tl.program_id(0), tl.cdiv(T, BT), T, BT)
+    groups = tl.cdiv(T, BT * NB)
+    i_b, i_group = (tl.program_id(0) // groups).to(tl.int64), (tl.program_id(0) % groups).to(tl.int64)
     o_v = tl.arange(0, BV)
     m_v = o_v < V
-    m = m_t[:, None] & m_v[None, :]
+    o_vt = i_h * V + o_v
     o_k, m_k, o_n, o_partner = feature_columns(i_h, N, BN, tl.arange(0, BK))
-    b_x, b_partner = load_channels(p_r, i_b, o_t, s_r_b, s_r_t, o_n, o_partner, m_t[:, None] & m_k[None, :], MAP)
-    b_r = features(b_x, b_partner, o_k, N, BN, MAP)
     p_S += i_b * s_S_b + i_h.to(tl.int64) * s_S_h
     b_S = load(p_S, o_v[:, None] * K + o_k[None, :], m_v[:, None] & m_k[None, :])
-    b_o = tl.trans(tl.dot(b_S, tl.trans(b_r), input_precision=PRECISION))
-    o_v = i_h * V + o_v
+    if PLACE:
+        b_S *= column_factors(o_k, N)[None, :]
     if p_weight is not None:
-        b_o, _ = normalize(b_o, m_v, V, eps)
-        b_o = b_o * load(p_weight, o_v, m_v)[None, :] + load(p_bias, o_v, m_v)[None, :]
-    if p_gate is not None:
-        b_o *= load(p_gate, offsets(i_b, o_t, s_gate_b, s_gate_t, o_v), m)
-    tl.store(p_o + packed(i_b * T + o_t, H * V, o_v), b_o, mask=m)
+        b_weight = load(p_weight, o_vt, m_v)[None, :]
+        b_bias = load(p_bias, o_vt, m_v)[None, :]
+    for i in tl.range(0, NB, num_stages=1):
+        o_t = (i_group * NB + i) * BT + tl.arange(0, BT)
+        m_t = o_t < T
+        m = m_t[:, None] & m_v[None, :]
+        if PLACE:
+            o_i = tl.arange(0, BN)
+            b_x = load(p_r, offsets(i_b, o_t, s_r_b, s_r_t, i_h * N + o_i), m_t[:, None] & (o_i < N)[None, :])
+            b_o = tl.dot(bare_products(b_x, N, BN, BK), tl.trans(b_S), input_precision=PRECISION)
+            b_o *= (1 / (tl.sum(b_x * b_x, 1) / N + EPS))[:, None]
+        else:
+            m_r = m_t[:, None] & m_k[None, :]
+            b_x, b_partner = load_channels(p_r, i_b, o_t, s_r_b, s_r_t, o_n, o_partner, m_r, MAP)
+            b_r = features(b_x, b_partner, o_k, N, BN, MAP)
+            b_o = tl.trans(tl.dot(b_S, tl.trans(b_r), input_precision=PRECISION))
+        if p_weight is not None:
+            b_o, _ = normalize(b_o, m_v, V, eps)
+            b_o = b_o * b_weight + b_bias
+        if p_gate is not None:
+            b_o *= load(p_gate, offsets(i_b, o_t, s_gate_b, s_gate_t, o_vt), m)
+        tl.store(p_o + packed(i_b * T + o_t, H * V, o_vt), b_o, mask=m)
 
 
 # A token and a head, K = V = 64, 16 bits: 640 bytes with a gate, 384 without, and two states a group of NB blocks;
@@ -174,9 +193,13 @@ def state_readout(
     batch_size, length, num_heads, _ = r.shape
     options = configuration(r, state, feature_map)
     options["BT"] *= min(max(2048 // (options["BK"] * options["BV"]), 1), 4)  # narrow heads: more tokens a program
+    narrow = options["BK"] * options["BV"] <= 64 * 16 and options["BN"] >= 16
+    place = feature_map == QUADRATIC and options["PRECISION"] == "tf32" and r.element_size() == 2 and narrow
+    blocks = batch_size * num_heads * triton.cdiv(length, options["BT"])
+    options |= {"PLACE": place, "NB": 4 if place and blocks >= 4 * PROGRAMS else 1}
     r, state, gate = rows(r), rows(state), optional_rows(gate)
     tensors = (r, state, optional_contiguous(norm_weight), optional_contiguous(norm_bias), gate, o)
-    grid = (batch_size * triton.cdiv(length, options["BT"]), num_heads)
+    grid = (batch_size * triton.cdiv(length, options["BT"] * options["NB"]), num_heads)
     launch(readout_forward, grid, *tensors, *row_strides(r, state, gate), length, num_heads, eps, **options)
     return o
 

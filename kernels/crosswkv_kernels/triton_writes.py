@@ -48,6 +48,16 @@ def kept(p_mask, i_b, o_t, m_t, s_mask_b, s_mask_t):
     return m_kept
 
 
+@triton.jit
+def own_columns(i_h, o_k, m_k, K: tl.constexpr, WIDTH: tl.constexpr):
+    """Places in a row, and which of them there are, of what a head has K of or, `WIDTH` 1, one."""
+    if WIDTH == K:
+        o_own, m_own = i_h * K + o_k, m_k
+    else:
+        o_own, m_own = i_h + tl.arange(0, 1), tl.arange(0, 1) == 0
+    return o_own, m_own
+
+
 # A token and a head, K = V = 64, 16 bits in: decay, rate, key 384 bytes, the four float32 outputs 1,024; value,
 # first value, share and v 512 more with a value residual, value and v 256 with a mask alone. With `quadratic`, K = 64,
 # V = 16, one decay and rate for a head and no k_k: 36 bytes in, 268 out, and 128 or 64 for the values.
@@ -65,22 +75,25 @@ def writes_forward(
     i_row = i_b * T + o_t
 
     o_k, m_k, o_n, o_partner = feature_columns(i_h, N, BN, tl.arange(0, BK))
-    o_w, o_kk, o_a = i_h * KW + o_k % KW, i_h * KK + o_k % KK, i_h * KA + o_k % KA  # of a head or of each channel
-    m = m_t[:, None] & m_k[None, :]
+    o_w, m_w = own_columns(i_h, o_k, m_k, K, KW)
+    o_kk, m_kk = own_columns(i_h, o_k, m_k, K, KK)
+    o_a, m_a = own_columns(i_h, o_k, m_k, K, KA)
     m_in = m_kept[:, None] & m_k[None, :]
-    m_w, m_kk, m_a = m & (o_k < KW)[None, :], m & (o_k < KK)[None, :], m & (o_k < KA)[None, :]
-    b_decay = load(p_decay, offsets(i_b, o_t, s_decay_b, s_decay_t, o_w), m_in)
-    tl.store(p_w + packed(i_row, H * KW, o_w), tl.where(m_in, tl.sigmoid(b_decay) * -MOST_DECAY, 0), mask=m_w)  # (8)
-    b_rate = load(p_rate, offsets(i_b, o_t, s_rate_b, s_rate_t, o_a), m_in)
-    tl.store(p_a + packed(i_row, H * KA, o_a), tl.where(m_in, tl.sigmoid(b_rate), 0), mask=m_a)  # (9)
+    m_decay, m_rate = m_kept[:, None] & m_w[None, :], m_kept[:, None] & m_a[None, :]
+    b_w = tl.sigmoid(load(p_decay, offsets(i_b, o_t, s_decay_b, s_decay_t, o_w), m_decay)) * -MOST_DECAY  # (8)
+    tl.store(p_w + packed(i_row, H * KW, o_w), tl.where(m_decay, b_w, 0), mask=m_t[:, None] & m_w[None, :])
+    b_rate = load(p_rate, offsets(i_b, o_t, s_rate_b, s_rate_t, o_a), m_rate)
+    b_a = tl.where(m_rate, tl.sigmoid(b_rate), 0)  # (9)
+    tl.store(p_a + packed(i_row, H * KA, o_a), b_a, mask=m_t[:, None] & m_a[None, :])
     b_x, b_partner = load_channels(p_key, i_b, o_t, s_key_b, s_key_t, o_n, o_partner, m_in, MAP)
     b_key = features(b_x, b_partner, o_k, N, BN, MAP)
     b_kappa = b_key * load_or_one(p_k_k, i_h * K + o_k, m_k)[None, :]  # (11)
     b_norm = tl.sqrt(tl.sum(b_kappa * b_kappa, 1))[:, None]
+    m = m_t[:, None] & m_k[None, :]
     tl.store(p_kappa + packed(i_row, H * K, i_h * K + o_k), b_kappa / tl.maximum(b_norm, TINY), mask=m)
-    b_k = 1 - tl.sigmoid(-b_rate) * load(p_k_a, o_a, m_k)[None, :]
+    b_k = 1 - tl.sigmoid(-b_rate) * load(p_k_a, o_a, m_a)[None, :]
     b_k *= b_key if KK == K else b_norm
-    tl.store(p_k + packed(i_row, H * KK, o_kk), b_k, mask=m_kk)
+    tl.store(p_k + packed(i_row, H * KK, o_kk), b_k, mask=m_t[:, None] & m_kk[None, :])
 
     if p_value is not None:
         m_v = tl.arange(0, BV) < V

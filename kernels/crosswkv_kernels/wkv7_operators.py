@@ -12,7 +12,7 @@ from torch.library import custom_op
 from .elementwise import are_multiples
 from .triton_blocks import optional_contiguous
 from .triton_launch import dot_precision, launch
-from .triton_multiples import multiples_backward_kernel, multiples_forward_kernel
+from .triton_multiples import multiples_backward_kernel, multiples_forward_kernel, multiples_inverses_kernel
 from .triton_recurrent import wkv7_recurrent_kernel
 from .triton_segments import wkv7_combine_kernel, wkv7_segments_backward_kernel, wkv7_segments_kernel
 from .triton_wkv7 import wkv7_backward_kernel, wkv7_forward_kernel
@@ -20,6 +20,8 @@ from .triton_wkv7 import wkv7_backward_kernel, wkv7_forward_kernel
 CHUNK_SIZE = 16  # 32 would halve the states that are kept, but its backward spills registers
 ENOUGH_PROGRAMS = 256  # about two for each multiprocessor of a large GPU
 MIN_SEGMENT = 16  # chunks: below, passing states between segments costs more than it saves
+FEWEST_SEGMENTS = 4  # fewer save less than the scan that finds what segments do to states costs
+FEWEST_OF_MULTIPLES = 16  # the same where `triton_multiples.py` scans in one piece: a ninth of the time per chunk
 
 
 def ceil_div(x: int, y: int) -> int:
@@ -56,10 +58,21 @@ def block_size(width: int) -> int:
 
 def number_of_segments(sizes: Sizes) -> int:
     """How many parts of a sequence run in parallel: 1 where heads alone fill the GPU."""
-    wanted = min(ceil_div(ENOUGH_PROGRAMS, max(1, sizes.programs)), sizes.chunks // MIN_SEGMENT)
-    if wanted < 2:
+    wanted = min(ENOUGH_PROGRAMS // max(1, sizes.programs), sizes.chunks // MIN_SEGMENT)
+    if wanted < FEWEST_SEGMENTS:
         return 1
     return ceil_div(sizes.chunks, ceil_div(sizes.chunks, wanted))
+
+
+def segments_of(r, w, k, v, kappa, a) -> int:
+    """The same for these tensors: 1 too where one piece is as fast, or parts would need more shared memory than many
+    GPUs have.
+    """
+    sizes = sizes_of(kappa, v)
+    if max(sizes.K, sizes.V) > 64 and dot_precision(r, w, k, v, kappa, a) != "tf32":
+        return 1
+    segments = number_of_segments(sizes)
+    return 1 if segments < FEWEST_OF_MULTIPLES and takes_multiples(1, r, w, k, kappa, a) else segments
 
 
 def strided(*tensors: torch.Tensor | None) -> tuple[list[Any], list[int]]:
@@ -97,14 +110,20 @@ def takes_multiples(segments: int, r, w, k, kappa, a) -> bool:
 
 
 def scan_multiples(tensors, strides, sizes: Sizes, constants: dict[str, Any], backward: bool = False) -> None:
-    """In one launch, forward or backward."""
+    """In two launches, forward or backward: what no state is a part of comes first, of all chunks at once."""
     options = {name: constants[name] for name in ("K", "V", "BK", "BT", "WIDE", "PRECISION")}
     wide = constants["BK"] > 64
     BV = 16 if backward or wide else min(block_size(sizes.V), 32)
     programs = sizes.programs * (1 if backward else ceil_div(sizes.V, BV))
+    counts = (sizes.length, sizes.heads)
+    w, _, v, kappa, a = tensors[:5]
+    inverses = v.new_empty(sizes.programs, sizes.chunks, CHUNK_SIZE, CHUNK_SIZE, dtype=torch.float32)
+    arguments = (w, kappa, a, inverses, *strides[:3], *strides[9:], *counts)
+    of_keys = {name: value for name, value in options.items() if name != "V"}
+    grid = (sizes.programs * sizes.chunks,)
+    launch(multiples_inverses_kernel, grid, *arguments, num_warps=4 if wide else 1, **of_keys)
     kernel = multiples_backward_kernel if backward else multiples_forward_kernel
-    arguments = (*tensors, *strides, sizes.length, sizes.heads)
-    launch(kernel, (programs,), *arguments, BV=BV, num_warps=8 if wide else 4, **options)
+    launch(kernel, (programs,), *tensors, inverses, *strides, *counts, BV=BV, num_warps=8 if wide else 4, **options)
 
 
 @custom_op("crosswkv::wkv7", mutates_args=())
@@ -227,7 +246,9 @@ def wkv7_backward_operator(
     else:
         arguments = (r, w, k, v, kappa, a, d_o, saved, d_states, *gradients, *strides)
         counts = (sizes.length, sizes.heads, ceil_div(sizes.chunks, segments), segments)
-        grid, options = (sizes.programs, segments), {"BV": min(block_size(sizes.V), 32), "num_warps": 8}
+        large = constants["BK"] > 64 and constants["PRECISION"] != "tf32"  # in shared memory
+        options = {"BV": 16 if large else min(block_size(sizes.V), 32), "num_warps": 8}
+        grid = (sizes.programs, segments)
         launch(wkv7_backward_kernel, grid, *arguments, *counts, **options, **constants)
     d_start = d_states.squeeze(2) if segments == 1 else d_states[:, :, 0].clone(memory_format=torch.contiguous_format)
     return gradients[0] if reads else d_r, *gradients[1:], d_start
@@ -324,7 +345,7 @@ def save_inputs(ctx, inputs, output) -> None:
 def recurrent_backward(ctx, d_o, d_final):
     """In chunks: the states inside are computed again."""
     *inputs, initial_state = ctx.saved_tensors
-    segments = number_of_segments(sizes_of(inputs[4], inputs[3]))
+    segments = segments_of(*inputs)
     _, _, saved, transitions = wkv7_operator(*inputs, initial_state, False, segments, True)
     d_final = d_final if ctx.output_final_state else None
     d_r, *rest = wkv7_backward_operator(d_o, d_final, *inputs, saved, transitions, segments)
@@ -355,6 +376,6 @@ def wkv7_triton(
     else:
         save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
         # an exported program serves other lengths too: nothing in it may depend on this one
-        segments = 1 if torch.compiler.is_exporting() else number_of_segments(sizes_of(kappa, v))
+        segments = 1 if torch.compiler.is_exporting() else segments_of(r, w, k, v, kappa, a)
         o, final_state, _, _ = wkv7_operator(*tensors, wants_state, segments, save)
     return None if r is None else o, final_state if wants_state else None

@@ -70,7 +70,7 @@ def test_every_kernel_compiles(widths, targets):
 def test_every_launch_compiles(widths):
     dtypes = ("bfloat16", "float16", "float32")
     rows = compile_kernels("--every", "--dtypes", *dtypes, "--widths", *map(str, widths))
-    assert len(rows) == len(TARGETS) * len(dtypes) * 72
+    assert len(rows) == len(TARGETS) * len(dtypes) * 84
     assert min(row["registers"] for row in rows) >= 16
     assert not [row for row in rows if row["shared"] > SHARED_MEMORY[row["target"]]]
     ampere = [row["shared"] for row in rows if (row["target"], row["dtype"]) == ("sm_80", "bfloat16")]

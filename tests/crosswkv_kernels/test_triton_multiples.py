@@ -36,7 +36,8 @@ def assert_accurate(inputs, bar, left_out=frozenset()):
     with record_launches("nvidia") as recorder:
         run(triton_state, inputs, ("final_state",))
     names = [launch.kernel.__name__ for launch in recorder.launches]
-    assert names == ["multiples_forward_kernel", "multiples_backward_kernel"]
+    inverses = "multiples_inverses_kernel"
+    assert names == [inverses, "multiples_forward_kernel", inverses, "multiples_backward_kernel"]
     actual = run(triton_state, inputs, ("final_state",))
     errors = {name: relative_rms(actual[name], x, 1 if "state" in name else 2) for name, x in expected.items()}
     wrong = {name: error for name, error in errors.items() if name not in left_out and not error <= bar}
@@ -126,6 +127,7 @@ def test_without_a_state_to_start_from():
 @pytest.mark.parametrize("segments", [1, 3])
 def test_in_segments_the_general_kernels_do_it(segments, monkeypatch):
     monkeypatch.setattr(wkv7_operators, "number_of_segments", lambda sizes: segments)
+    monkeypatch.setattr(wkv7_operators, "FEWEST_OF_MULTIPLES", 1)
     inputs = multiples(77, batch=1, dtype=torch.float32)
     (expected,) = expected_state(**{name: x.double() for name, x in inputs.items()}, output_final_state=True)
     assert relative_rms(triton_state(True, **inputs)[0], expected, 1) <= 1e-5

@@ -216,7 +216,11 @@ class Benchmark:
                 sides[name] = side
             except Exception as error:  # compilers fail in many ways, and one of them must not end the run
                 rows[name] = failure(error)
-        timings = interleaved({name: side.call for name, side in sides.items()}, self.stopwatch, self.config.rounds)
+        calls = {name: side.call for name, side in sides.items()}
+        try:
+            timings = interleaved(calls, self.stopwatch, self.config.rounds)
+        except torch.OutOfMemoryError as error:  # what other sides keep was not there at the first calls
+            return rows | {name: failure(error) for name in sides}
         for name, side in sides.items():
             try:
                 rows[name] |= self.untimed(side, timings[name])
