@@ -110,7 +110,11 @@ def make_steps(config: FinetuningConfig, prepared: Prepared, accelerator: Accele
     beside, watch = nearest_folder(Path(config.training.output_dir)), Watch()
     with tempfile.TemporaryDirectory(dir=beside, prefix=".dry-run-") as scratch:
         training = dataclasses.replace(
-            config.training, output_dir=Path(scratch, "run"), max_train_steps=STEPS, checkpointing_steps=STEPS
+            config.training,
+            output_dir=Path(scratch, "run"),
+            max_train_steps=STEPS,
+            checkpointing_steps=STEPS,
+            lr_warmup_steps=None,
         )
         reset_peak(accelerator.device)
         models, data = prepared.start.models, prepared.data

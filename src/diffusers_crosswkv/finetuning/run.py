@@ -8,10 +8,11 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from ..environment import environment
-from ..files import holds_something, write_json
+from ..files import write_json
 from ..hub import FROM_SCRATCH, ModelFacts, Pushed, check_may_push, push_to_hub, save_facts
 from ..hub.facts import REPOSITORY_ID
 from ..training import TrainingResult, train
+from ..training.config import check_output_dir as check_training_dir
 from ..training.config import check_stored_settings, claim_output_dir
 from ..training.sharding import make_accelerator
 from .arguments import flat_settings
@@ -120,9 +121,8 @@ def check_output_dir(config: FinetuningConfig) -> None:
         FileExistsError, PermissionError, ValueError: see [`claim_output_dir`].
     """
     folder = Path(config.training.output_dir)
-    if holds_something(folder):
-        claim_output_dir(config.training)  # writes nothing where there is something
-        check_settings(config)
+    check_training_dir(config.training)
+    check_settings(config)
     nearest = nearest_folder(folder)
     if not os.access(nearest, os.W_OK):
         raise PermissionError(f"{nearest} must be a folder that you may write to.")
@@ -146,6 +146,8 @@ def claim(config: FinetuningConfig) -> None:
 
 def check_settings(config: FinetuningConfig) -> None:
     """Raises ValueError if the folder holds a run with other settings than these, beside those of `TrainingConfig`."""
+    if not config.training.has_checkpoints:
+        return
     path, settings = Path(config.training.output_dir, SETTINGS_FILE), flat_settings(config)
     if path.is_file():
         decisive = (*DECISIVE, *DECISIVE_OF_STREAMS) if config.data.streaming else DECISIVE

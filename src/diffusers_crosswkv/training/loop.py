@@ -108,7 +108,8 @@ def take_steps(run: Run, callbacks: Sequence[Callback], progress: bool) -> None:
                 callback.step(run, metrics)
             run.check()
             stopping = any_process(run.accelerator, stop.is_set())  # a signal may reach one process alone
-            if stopping or run.step % run.config.checkpointing_steps == 0 or run.step == total:
+            due = run.step % run.config.checkpointing_steps == 0 and run.tally.bad_in_a_row == 0
+            if stopping or due or run.step == total:
                 folder = run.save()
                 for callback in callbacks:
                     callback.checkpoint(run, folder)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers.optimization import get_scheduler
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from .extras import required
 
@@ -65,16 +66,35 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [group for group in groups if group["params"]]
 
 
-def make_lr_scheduler(
-    config: TrainingConfig, optimizer: torch.optim.Optimizer
-) -> torch.optim.lr_scheduler.LRScheduler:
+def make_lr_scheduler(config: TrainingConfig, optimizer: torch.optim.Optimizer) -> LRScheduler:
     """Diffusers' schedule, to be stepped once per optimizer step, whatever the number of processes."""
     return get_scheduler(
         config.lr_scheduler,
         optimizer,
         num_warmup_steps=config.lr_warmup_steps,
         num_training_steps=config.max_train_steps,
+        num_cycles=config.lr_num_cycles,
+        power=config.lr_power,
     )
+
+
+def move_to_step(
+    lr_scheduler: torch.optim.lr_scheduler.LRScheduler, weight_decays: Iterable[float], step: int
+) -> None:
+    """What rates and decays are at a step follows from the settings, not from what a checkpoint has of other ones.
+
+    Args:
+        lr_scheduler: made by [`make_lr_scheduler`].
+        weight_decays: of the optimizer's groups as it was made.
+    """
+    assert isinstance(lr_scheduler, LambdaLR)
+    lr_scheduler.last_epoch = step
+    groups = lr_scheduler.optimizer.param_groups
+    for group, rate, factor, decay in zip(
+        groups, lr_scheduler.base_lrs, lr_scheduler.lr_lambdas, weight_decays, strict=True
+    ):
+        group |= {"initial_lr": rate, "lr": rate * factor(step), "weight_decay": decay}
+    lr_scheduler._last_lr = [group["lr"] for group in groups]
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

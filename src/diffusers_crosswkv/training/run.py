@@ -153,7 +153,7 @@ class Run:
         if self.tally.bad_in_a_row >= self.config.max_bad_steps:
             where = "There is no checkpoint yet"
             if self.checkpoint_folder is not None:
-                where = f"{self.checkpoint_folder} is the last good checkpoint"
+                where = f"{self.checkpoint_folder} was saved before, and `resume_with_new_settings` goes on from there"
             raise FloatingPointError(
                 f"Loss and gradient must be finite, but were not in the last {self.tally.bad_in_a_row} steps, up to "
                 f"step {self.step}; {where}. Lower `learning_rate` ({self.config.learning_rate:g}) or `max_grad_norm` "

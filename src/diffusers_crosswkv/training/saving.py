@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .checkpoints import Checkpoint
+from .optimizers import move_to_step
 from .sharding import cut_like, from_main, tensors_from_main, to_main
 from .tally import add_up
 
@@ -26,7 +27,6 @@ def capture(run: "Run") -> Checkpoint:
     values = {
         "base": run.base_digest,
         "optimizer": optimizer_values,
-        "lr_scheduler": run.lr_scheduler.state_dict(),
         "scaler": run.scaler.state_dict() if run.scaler is not None else {},
         "ema_step": run.averages.steps,
         "seconds": run.seconds,
@@ -54,8 +54,9 @@ def restore(run: "Run", checkpoint: Checkpoint | None) -> bool:
     for name, parameter in run.parameters.items():
         parameter.copy_(cut_like(tensors["weights"][name], parameter))
     run.averages.load_state_dict(tensors.get("ema", {}), values["ema_step"])
+    weight_decays = [group["weight_decay"] for group in run.optimizer.param_groups]
     run.stepper.load_optimizer_state(tensors["optimizer"], values["optimizer"])
-    run.lr_scheduler.load_state_dict(values["lr_scheduler"])
+    move_to_step(run.lr_scheduler, weight_decays, read["step"])
     if run.scaler is not None and values["scaler"]:
         run.scaler.load_state_dict(values["scaler"])
     run.step, run.seconds = read["step"], values["seconds"]

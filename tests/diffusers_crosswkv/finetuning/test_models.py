@@ -141,5 +141,5 @@ def test_unets_that_need_more_than_a_text(make_pipeline, tmp_path, config, messa
 
 def test_a_fusion_is_kept(pipeline_dir):
     assert from_pipeline(model=pipeline_dir, fusion="state")[1].models.unet.config.crosswkv_fusion == "state"
-    with pytest.raises(ValueError, match="`fusion` is of untrained .* has state, got paper"):
+    with pytest.raises(ValueError, match=r"`fusion` is of untrained .* has state, got paper"):
         PipelineBase(ModelSettings(model=pipeline_dir, fusion="paper"), 0)

@@ -126,8 +126,11 @@ def test_a_finished_run_is_saved_again_and_other_settings_are_refused(make_setti
     assert (again.steps, again.seconds) == (first.steps, first.seconds)
     with pytest.raises(ValueError, match=r"other settings, {'learning_rate': 0\.001} instead"):
         run(make_settings(max_train_steps=2, learning_rate=0.01))
-    with pytest.raises(ValueError, match=r"{'flip': False} instead of {'flip': True}"):
+    with pytest.raises(ValueError, match=r"{'flip': False} instead of {'flip': True}; use the same .*, or use"):
         run(make_settings(max_train_steps=2, flip=True))
+    longer = run(make_settings(max_train_steps=3, learning_rate=0.01, resume_with_new_settings=True))
+    assert longer.steps == 3
+    assert [line["step"] for line in lines_of(settings.training.output_dir) if "loss" in line] == [1, 2, 3]
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis/draft.txt").write_text("precious")
     with pytest.raises(FileExistsError, match="holds something else"):
@@ -167,7 +170,7 @@ def test_another_size_is_what_the_result_draws(make_settings, tmp_path):
 def test_the_size_must_be_known(make_settings, make_pipeline, tmp_path):
     make_pipeline(sample_size=None, in_channels=3, out_channels=3).save_pretrained(tmp_path / "any")
     settings = {"model": str(tmp_path / "any"), "data": str(tmp_path)}
-    with pytest.raises(ValueError, match="`resolution` must be given: the U-Net of .* has no `sample_size`"):
+    with pytest.raises(ValueError, match=r"`resolution` must be given: the U-Net of .* has no `sample_size`"):
         run(make_settings(**settings))
 
 
@@ -244,6 +247,7 @@ def test_stable_diffusion_with_caches(make_settings, image_folder, stock_dir, tm
 def test_a_stream_that_would_be_another_one_is_refused(make_settings):
     stream = {"data": "shards/{0..3}.tar", "streaming": True, "validation_examples": 4}
     claim(make_settings(**stream))
+    make_settings().training.checkpoints_dir.joinpath("checkpoint-00000002").mkdir(parents=True)
     changes = {
         "stream_block": 8, "validation_examples": 2, "caption_column": "txt", "image_column": "png",
         "data_split": "test", "data_config": "small", "data_revision": "v2",

@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import json
 import os
 import resource
@@ -222,7 +223,7 @@ def test_too_many_bad_steps_end_the_run_and_name_the_last_good_checkpoint(models
     def poison_for_ever(run):
         run.models.unet.conv_in.weight.register_hook(lambda gradient: torch.full_like(gradient, torch.nan))
 
-    message = r"were not in the last 3 steps, up to step 5; .*checkpoint-00000004 is the last good checkpoint. Lower"
+    message = r"were not in the last 3 steps, up to step 5; .*checkpoint-00000002 was saved before, and `resume_"
     config = partial(tiny_config, max_bad_steps=3)
     with pytest.raises(FloatingPointError, match=message):
         train(config(tmp_path / "a"), models_of(), DIGITS, callbacks=[At(2, poison_for_ever)])
@@ -352,6 +353,58 @@ def test_output_folders(models_of, tmp_path):
     with pytest.raises(ValueError, match=r"other settings, \{'batch_size': 4\} instead of \{'batch_size': 8\}"):
         start(tmp_path / "run", max_train_steps=2, batch_size=8)
     start(tmp_path / "run", max_train_steps=2, checkpointing_steps=7, data_threads=0)  # of no consequence
+    with pytest.raises(ValueError, match="say `resume_with_new_settings` to go on with these"):
+        start(tmp_path / "run", max_train_steps=3)
+    (tmp_path / "early").mkdir()
+    (tmp_path / "early/training.json").write_text(json.dumps(tiny_config(tmp_path / "early").settings()))
+    start(tmp_path / "early", max_train_steps=2, batch_size=8)  # of a run that saved nothing nothing is lost
+
+
+class Rates(Callback):
+    def __init__(self):
+        self.of_steps = {}
+
+    def step(self, run, metrics):
+        self.of_steps[metrics.step] = metrics.learning_rate, run.optimizer.param_groups[0]["weight_decay"]
+
+
+def test_going_on_with_new_settings(models_of, tmp_path):
+    """Rates are those of the new settings, at the step where the run is; the rest is as it was."""
+    short = {"lr_scheduler": "constant", "max_train_steps": 4}
+    new = {"lr_scheduler": "linear", "learning_rate": 1e-4, "max_train_steps": 8, "weight_decay": 0.5}
+    train(tiny_config(tmp_path / "a", **short), models_of(), DIGITS)
+    straight, renewed = Rates(), Rates()
+    train(tiny_config(tmp_path / "b", **new), models_of(), DIGITS, callbacks=[straight])
+    config = tiny_config(tmp_path / "a", **new, resume_with_new_settings=True)
+    train(config, models_of(), DIGITS, callbacks=[renewed])
+    assert renewed.of_steps == {step: straight.of_steps[step] for step in range(5, 9)}
+    train(tiny_config(tmp_path / "a", **new), models_of(), DIGITS)  # they are the run's now
+    with pytest.raises(ValueError, match=r"\{'lora_rank': 16\} instead of \{'lora_rank': 8\}; use the same settings"):
+        train(dataclasses.replace(config, lora_rank=8), models_of(), DIGITS)
+
+
+def test_less_memory_changes_no_run(models_of, tmp_path):
+    straight, thrifty = models_of(), models_of()
+    train(tiny_config(tmp_path / "a"), straight, DIGITS)
+    with pytest.raises(TrainingInterrupted):
+        train(tiny_config(tmp_path / "b"), models_of(), DIGITS, callbacks=[At(3, press_ctrl_c)])
+    less = {"gradient_checkpointing": True, "gradient_accumulation_steps": 2, "ema_on_cpu": True}
+    train(tiny_config(tmp_path / "b", **less), thrifty, DIGITS)
+    for name, x in weights_of(straight).items():
+        torch.testing.assert_close(weights_of(thrifty)[name], x, rtol=1e-3, atol=1e-4)
+
+
+def test_no_checkpoint_is_saved_among_bad_steps(models_of, tmp_path):
+    broken = [At(step, lambda run: run.tally.count_step(good=False)) for step in (2, 3)]
+    saved = []
+
+    class Saved(Callback):
+        def checkpoint(self, run, folder):
+            saved.append(run.step)
+
+    train(tiny_config(tmp_path, checkpointing_steps=1, max_bad_steps=5), models_of(), DIGITS,
+          callbacks=[*broken, Saved()])  # fmt: skip
+    assert saved == [1, 4, 5, 6]
 
 
 @pytest.mark.parametrize(

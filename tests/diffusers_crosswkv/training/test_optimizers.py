@@ -14,6 +14,7 @@ from diffusers_crosswkv.training.optimizers import (
     load_optimizer_state,
     make_lr_scheduler,
     make_optimizer,
+    move_to_step,
     optimizer_state,
     orthogonal,
 )
@@ -100,14 +101,14 @@ def test_an_optimizer_goes_on_from_tensors_and_json(name, tmp_path):
     fit(model, optimizer, schedule, 2)
     tensors, values = optimizer_state(optimizer)
     safetensors.torch.save_file(tensors, tmp_path / "optimizer.safetensors")
-    text = json.dumps([values, schedule.state_dict()])
+    text = json.dumps(values)
 
     resumed = small_model()
     resumed.load_state_dict(model.state_dict())
     optimizer, schedule = made(resumed)
-    values, schedule_values = json.loads(text)
-    load_optimizer_state(optimizer, safetensors.torch.load_file(tmp_path / "optimizer.safetensors"), values)
-    schedule.load_state_dict(schedule_values)
+    decays = [group["weight_decay"] for group in optimizer.param_groups]
+    load_optimizer_state(optimizer, safetensors.torch.load_file(tmp_path / "optimizer.safetensors"), json.loads(text))
+    move_to_step(schedule, decays, 2)
     fit(resumed, optimizer, schedule, 2)
     for mine, expected in zip(resumed.parameters(), straight.parameters(), strict=True):
         assert torch.equal(mine, expected)
@@ -164,3 +165,29 @@ def test_the_rest_takes_the_steps_of_adamw():
     mine = trained(lambda p: Muon([{"params": [p]}], 0.02, 0.1), (12,))
     theirs = trained(lambda p: torch.optim.AdamW([p], 0.02, betas=ADAM_BETAS, weight_decay=0.1), (12,))
     torch.testing.assert_close(mine, theirs)
+
+
+def rates_of(**settings):
+    settings = config(lr_warmup_steps=0, max_train_steps=12, **settings)
+    optimizer = make_optimizer(settings, nn.Linear(2, 2))
+    lr_scheduler = make_lr_scheduler(settings, optimizer)
+    rates = []
+    for _ in range(12):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        lr_scheduler.step()
+    return torch.tensor(rates)
+
+
+def test_restarts_and_powers():
+    cycle = rates_of(lr_scheduler="cosine_with_restarts", lr_num_cycles=3)
+    assert torch.equal(cycle[:4], cycle[4:8]) and torch.equal(cycle[:4], cycle[8:])
+    linear, square = (rates_of(lr_scheduler="polynomial", lr_power=power) for power in (1.0, 2.0))
+    torch.testing.assert_close(square, linear.square() / 1e-2, rtol=0, atol=1e-6)
+
+
+def test_warm_up_leaves_something_of_the_run():
+    assert TrainingConfig("unused", 5000).lr_warmup_steps == 100
+    assert TrainingConfig("unused", 60).lr_warmup_steps == 6
+    with pytest.raises(ValueError, match=r"`lr_warmup_steps` must be less than `max_train_steps` \(60\), .* got 60"):
+        TrainingConfig("unused", 60, lr_warmup_steps=60)
