@@ -67,11 +67,12 @@ def read_table(path: Path) -> Iterator[Row]:
     """Rows of `metadata.jsonl` or `metadata.csv`.
 
     Raises:
-        ValueError: a line is no JSON object, there is no column `file_name`, or the text is not UTF-8.
+        ValueError: a line is no JSON object, a quote is not closed, there is no column `file_name`, or the text is not
+            UTF-8.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = enumerate(csv.DictReader(file), 2) if path.suffix == ".csv" else json_lines(file)
+            lines = csv_lines(file) if path.suffix == ".csv" else json_lines(file)
             for number, row in lines:
                 if not isinstance(row, dict) or not row.get(FILE_COLUMN):
                     raise ValueError(f"line {number} has no `{FILE_COLUMN}`")
@@ -80,9 +81,26 @@ def read_table(path: Path) -> Iterator[Row]:
                         f"line {number} has more fields than the header (a caption with commas needs quotes)"
                     )
                 yield row
-    except (ValueError, csv.Error) as error:
+    except ValueError as error:
         raise ValueError(
             f"{path} must be UTF-8 with a `{FILE_COLUMN}` in every row, but {error}; mend it, or move it away."
+        ) from error
+
+
+def csv_lines(file) -> Iterator[tuple[int, Row]]:
+    """Rows with the number of the line where each ends."""
+    reader = csv.DictReader(file, strict=True)  # else all that follows a quote that stays open is one caption
+    before = 0
+    try:
+        if reader.fieldnames:  # reads the header
+            before = reader.line_num
+        for row in reader:
+            before = reader.reader.line_num  # `reader.line_num` is behind where lines are empty
+            yield before, row
+    except csv.Error as error:
+        raise ValueError(
+            f"in the row after line {before} quotes do not match: {error} (a caption that begins with a quote needs "
+            "one at its end, and two for each inside)"
         ) from error
 
 

@@ -134,6 +134,22 @@ def test_errors_name_the_place(tmp_path):
         open_folder(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("rows", "line"),
+    [
+        ('1.png,"red\n2.png,green\n', 1),  # to the end of the file
+        ('1.png,"two\nlines"\n\n2.png,"red\n3.png,"blue"\n', 3),  # to the next quote
+        ('1.png,"a "red" car"\n', 1),
+    ],
+)
+def test_quotes_that_do_not_match(tmp_path, rows, line):
+    for name in ("1.png", "2.png", "3.png"):
+        write_image(tmp_path / name)
+    (tmp_path / "metadata.csv").write_text(f"file_name,text\n{rows}")
+    with pytest.raises(ValueError, match=rf"metadata.csv must be .* after line {line} quotes do not match.*; mend it"):
+        open_folder(tmp_path)
+
+
 def test_a_folder_for_each_class(tmp_path):
     for name in ("airplane/1.png", "dog/1.png", "stray.png"):
         write_image(tmp_path / name)
