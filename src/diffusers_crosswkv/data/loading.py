@@ -14,7 +14,7 @@ from .geometry import Geometry
 from .image_folder import ImageFolder
 from .places import Place, find_place
 from .record_source import RecordSource
-from .records import Finding, Records, Size, digest
+from .records import Finding, Records, Size, digest, too_many_bad
 from .size_index import default_cache_dir, read_sizes
 from .stream_shards import Row, StreamShards
 from .stream_source import StreamSource
@@ -219,7 +219,7 @@ def nothing_left(config: DataConfig, held: int, findings: list[Finding]) -> str:
 
 def check_findings(findings: list[Finding], total: int, most: float) -> None:
     """Raises ValueError if the share of bad ones of all images is above `most`."""
-    if len(findings) > (max(1, most * total) if most else 0):
+    if too_many_bad(len(findings), total, most):
         kinds = Counter(reason for _, reason in findings).most_common(3)
         raise ValueError(
             f"At most {most:.0%} of the images may be broken or without a caption (`max_bad_images`), but "

@@ -82,6 +82,11 @@ def as_texts(value: Any, where: str) -> tuple[str, ...]:
     )
 
 
+def too_many_bad(bad: int, total: int, most: float) -> bool:
+    """Whether the share of bad images is above `most`; of a few images, one may be, unless `most` is 0."""
+    return bad > (max(1, most * total) if most else 0)
+
+
 def digest(*parts: str | bytes) -> str:
     """32 hexadecimal digits that stand for the parts."""
     found = hashlib.blake2b(digest_size=16)

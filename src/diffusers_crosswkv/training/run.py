@@ -32,7 +32,7 @@ from .prompts import Prompts
 from .saving import capture, restore
 from .sharding import is_sharded, sums_over_processes
 from .stepping import make_stepper
-from .tally import Tally, broken_images, too_many_broken
+from .tally import Tally, add_up, broken_images, too_many_broken
 
 
 class Run:
@@ -148,7 +148,7 @@ class Run:
         """
         Raises:
             FloatingPointError: too many bad steps in a row.
-            ValueError: too many images that cannot be read.
+            ValueError: too many different images that cannot be read.
         """
         if self.tally.bad_in_a_row >= self.config.max_bad_steps:
             where = "There is no checkpoint yet"
@@ -161,8 +161,10 @@ class Run:
             )
         seen, broken = sums_over_processes(self.accelerator, [self.tally.seen, self.tally.broken])
         if too_many_broken(seen, broken, self.config.max_bad_images):  # on every process alike
-            reasons = [tally["reasons"] for tally in self.gather_objects(self.tally.state_dict())]
-            raise ValueError(broken_images(seen, broken, self.config.max_bad_images, reasons))
+            total = add_up(self.gather_objects(self.tally.state_dict()))
+            message = broken_images(total, self.source.examples_per_epoch, self.config.max_bad_images)
+            if message is not None:
+                raise ValueError(message)
 
     def save(self) -> Path:
         """Write a checkpoint; called on every process.

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..data.records import too_many_bad
+
 NAMED_AT_MOST = 1000
 STEPS = ("bad_steps", "bad_in_a_row")
 SHARE_COUNTS_FROM = 100  # images: a share of fewer says little
@@ -16,7 +18,7 @@ class Tally:
 
     Args:
         seen: places that were filled.
-        broken: places whose first image could not be read.
+        broken: images drawn for them that could not be read; one image counts each time.
         reasons: name and reason of each of those images, the first `NAMED_AT_MOST`.
         bad_steps: steps without a finite loss and gradient.
         bad_in_a_row: of those, the latest ones without a good one between.
@@ -59,17 +61,32 @@ def add_up(tallies: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 
 def too_many_broken(seen: float, broken: float, most: float) -> bool:
-    """Whether the share of images that cannot be read is above `most`."""
+    """Whether the share of draws of images that cannot be read is above `most`: a cheap look before a close one."""
     return broken > most * max(seen, SHARE_COUNTS_FROM)
 
 
-def broken_images(seen: float, broken: float, most: float, reasons: Iterable[dict[str, str]]) -> str:
-    """What the person has to know then; `reasons` of all processes."""
-    named = {name: reason for of_process in reasons for name, reason in of_process.items()}
-    kinds = Counter(named.values()).most_common(3)
-    name, reason = next(iter(named.items()))
+def broken_images(tally: dict[str, Any], images: int | None, most: float) -> str | None:
+    """What the person has to know if too many different images cannot be read, else None.
+
+    Args:
+        tally: of all processes, from [`add_up`].
+        images: of the data set, None if nobody has counted them.
+    """
+    broken, total = different_images(tally, images)
+    if not too_many_bad(broken, total, most):
+        return None
+    kinds = Counter(tally["reasons"].values()).most_common(3)
+    name, reason = next(iter(tally["reasons"].items()))
     return (
-        f"At most {most:.0%} of the images may be broken (`max_bad_images`), but {broken:.0f} of {seen + broken:.0f} "
+        f"At most {most:.0%} of the images may be broken (`max_bad_images`), but {broken} of {total} "
         f"are, such as {name}: {reason}. Most frequent: {', '.join(f'{kind} ({count})' for kind, count in kinds)}. "
         "Mend or remove them, or allow more."
     )
+
+
+def different_images(tally: dict[str, Any], images: int | None) -> tuple[int, int]:
+    """How many images could not be read, and of how many; draws of them once there are too many to name."""
+    named, drawn = len(tally["reasons"]), tally["seen"] + tally["broken"]
+    if named >= NAMED_AT_MOST:
+        return tally["broken"], drawn
+    return named, drawn if images is None else min(drawn, images)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pictures import write_image
 from training_process import Losses, fifty_digits, tiny_config, tiny_models, weights_of
 from vaes import tiny_vae
 
@@ -256,6 +257,17 @@ def test_images_that_cannot_be_read(models_of, tmp_path):
     assert (tally.seen, tally.broken) == (24, 6) and set(tally.reasons.values()) == {"the file ends too early"}
     with pytest.raises(ValueError, match=r"At most 0% of the images may be broken .* but 1 of 5 are"):
         train(tiny_config(tmp_path / "b", max_bad_images=0.0), models_of(), source)
+
+
+def test_a_cut_off_image_of_a_small_set_is_drawn_again_and_again(models_of, tmp_path):
+    for i in range(6):
+        path = write_image(tmp_path / f"images/{i}.png", 8, 8, seed=i, caption="a picture")
+    path.write_bytes(path.read_bytes()[:-30])  # the header is whole
+    data = DataConfig(str(tmp_path / "images"), resolution=8, cache_dir=tmp_path / "cache")
+    source = open_data(data, 4, channels=1, multiple=4, progress=False)
+    config = tiny_config(tmp_path / "run", max_train_steps=24, checkpointing_steps=24)
+    tally = train(config, models_of(), source).tally
+    assert tally.broken > 10 and list(tally.reasons) == ["5.png"]
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(models_of, tmp_path):

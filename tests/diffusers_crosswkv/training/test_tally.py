@@ -17,9 +17,27 @@ def test_the_share_counts_once_there_are_enough_images():
     assert too_many_broken(6, 6, 0.05)
     assert not too_many_broken(206, 6, 0.05)
     assert too_many_broken(206, 1, 0)
-    message = broken_images(6, 6, 0.05, [{"a.png": "torn"}, {"b.png": "empty", "c.png": "torn"}])
-    assert message.startswith("At most 5% of the images may be broken (`max_bad_images`), but 6 of 12 are, such as ")
+
+
+def tally_of(seen, broken, *names):
+    return Tally(seen, broken, dict.fromkeys(names, "torn") | {"c.png": "empty"}).state_dict()
+
+
+def test_an_image_counts_once_however_often_it_is_drawn():
+    assert broken_images(tally_of(56, 11), 6, 0.1) is None  # one of a few may be
+    assert broken_images(tally_of(56, 11), 6, 0.0)
+    assert broken_images(tally_of(56, 11, "a.png", "b.png"), 30, 0.1) is None
+    message = broken_images(tally_of(56, 11, "a.png", "b.png"), 29, 0.1)
+    assert message.startswith("At most 10% of the images may be broken (`max_bad_images`), but 3 of 29 are, such as ")
     assert "a.png: torn. Most frequent: torn (2), empty (1). Mend or remove them" in message
+    assert "but 7 of 12 are" in broken_images(tally_of(6, 6, *"123456"), 1000, 0.05)  # of those seen so far
+    assert "but 3 of 12 are" in broken_images(tally_of(6, 6, "1", "2"), None, 0.05)  # of a stream
+
+
+def test_draws_count_where_broken_images_are_too_many_to_name():
+    names = [f"{i}.png" for i in range(NAMED_AT_MOST)]
+    assert "but 5000 of 45000 are" in broken_images(tally_of(40_000, 5_000, *names), 20_000, 0.1)
+    assert broken_images(tally_of(45_001, 5_000, *names), 20_000, 0.1) is None
 
 
 def test_bad_steps_in_a_row():
