@@ -2,12 +2,12 @@
 
 import os
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 from .caption_builders import CaptionBuilders, RowCaptions
-from .folder_tables import FolderTables
+from .folder_tables import FolderTables, Row
 from .records import Finding, MissingCaption, Record, Wordings, as_texts, file_identity, open_file
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
@@ -55,7 +55,7 @@ class ImageFolder:
         try:
             if captions.from_text and not rows:
                 return self._lines_beside(name)
-            return tuple(text for row in rows or [tables.bare_row(name)] for text in captions(row))
+            return captions_of_rows(rows or [tables.bare_row(name)], captions)
         except MissingCaption as error:
             self.findings.append((name, str(error)))
         return None
@@ -86,6 +86,24 @@ class ImageFolder:
     def record(self, index: int) -> Record:
         name, identity, texts = self._files[index]
         return Record(name, identity, Wordings(texts), partial(open_file, self.root / name))
+
+
+def captions_of_rows(rows: Sequence[Row], captions: RowCaptions) -> tuple[str, ...]:
+    """All wordings for an image; rows without any are left out.
+
+    Raises:
+        MissingCaption: no row has any.
+    """
+    texts: list[str] = []
+    missing = None
+    for row in rows:
+        try:
+            texts += captions(row)
+        except MissingCaption as error:
+            missing = error
+    if missing is not None and not texts:
+        raise missing
+    return tuple(texts)
 
 
 def walk(root: Path) -> Iterator[str]:

@@ -77,6 +77,16 @@ def test_rows_and_text_files_may_be_mixed(tmp_path):
     assert captions_of(open_folder(tmp_path)) == {"file.png": ("from the file",), "row.png": ("from the row",)}
 
 
+def test_an_empty_row_takes_no_other_with_it(tmp_path):
+    for name in ("some.png", "none.png"):
+        write_image(tmp_path / name)
+    rows = "some.png,\nsome.png,one\nsome.png,two\nsome.png, \nnone.png,\nnone.png,\n"
+    (tmp_path / "metadata.csv").write_text(f"file_name,text\n{rows}")
+    records = open_folder(tmp_path)
+    assert captions_of(records) == {"some.png": ("one", "two")}
+    assert records.findings == [("none.png", "has an empty caption")]
+
+
 def test_what_has_no_caption_is_left_out_and_listed(tmp_path):
     write_image(tmp_path / "good.png", caption="x")
     write_image(tmp_path / "blank.png", caption=" \n\t")
