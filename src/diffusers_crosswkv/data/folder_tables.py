@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from .folders import walk_folders
+
 METADATA = ("metadata.jsonl", "metadata.csv")
 FILE_COLUMN = "file_name"
 CELEBA_TABLES = ("list_attr_celeba.txt", "list_attr_celeba.csv")
@@ -58,9 +60,8 @@ class FolderTables:
 
 
 def tables_below(root: Path) -> Iterator[Path]:
-    for folder, subfolders, files in os.walk(root):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        yield from (Path(folder, name) for name in METADATA if name in files)
+    for folder, files in walk_folders(root):
+        yield from (folder / name for name in METADATA if name in files)
 
 
 def read_table(path: Path) -> Iterator[Row]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .caption_builders import CaptionBuilders, RowCaptions
 from .folder_tables import FolderTables, Row
+from .folders import walk_folders
 from .records import Finding, MissingCaption, Record, Wordings, as_texts, file_identity, open_file
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
@@ -22,7 +23,7 @@ class ImageFolder:
     image's name (each line that is not empty is one wording). Builders of captions also see tables of the known data
     sets and, as `label`, the name of the folder an image is in.
 
-    Files and folders whose names start with a dot are not looked at.
+    Links to folders are followed. Files and folders whose names start with a dot are not looked at.
 
     Raises:
         FileNotFoundError: there is no such folder, or it holds no images.
@@ -108,11 +109,10 @@ def captions_of_rows(rows: Sequence[Row], captions: RowCaptions) -> tuple[str, .
 
 def walk(root: Path) -> Iterator[str]:
     """Image files below `root`, relative to it, with forward slashes."""
-    for folder, subfolders, files in os.walk(root):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+    for folder, files in walk_folders(root):
         for name in files:
             if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
-                yield (Path(folder) / name).relative_to(root).as_posix()
+                yield (folder / name).relative_to(root).as_posix()
 
 
 def normal(name: str) -> str:

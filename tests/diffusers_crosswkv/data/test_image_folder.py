@@ -160,6 +160,28 @@ def test_quotes_that_do_not_match(tmp_path, rows, line):
         open_folder(tmp_path)
 
 
+def test_links_to_folders_are_followed_once(tmp_path):
+    """A link is of no account where what it leads to lies in the folder, and loops end."""
+    data, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    write_image(data / "z/own.png", caption="own")
+    write_image(elsewhere / "deep/1.png")
+    write_image(elsewhere / "2.png", caption="linked")
+    write_lines(elsewhere / "metadata.jsonl", {"file_name": "deep/1.png", "text": "from a linked table"})
+    (data / "a").symlink_to(data / "z")
+    (data / "m").symlink_to(elsewhere)
+    (data / "n").symlink_to(elsewhere / "deep")
+    (data / ".hidden").symlink_to(elsewhere)
+    (elsewhere / "loop").symlink_to(data)
+    (elsewhere / "self").symlink_to(elsewhere)
+    records = open_folder(data)
+    assert captions_of(records) == {
+        "m/2.png": ("linked",),
+        "m/deep/1.png": ("from a linked table",),
+        "z/own.png": ("own",),
+    }
+    assert records.findings == []
+
+
 def test_a_folder_for_each_class(tmp_path):
     for name in ("airplane/1.png", "dog/1.png", "stray.png"):
         write_image(tmp_path / name)
