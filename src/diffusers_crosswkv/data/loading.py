@@ -1,7 +1,6 @@
 """From what a user names as data to examples for training."""
 
 from collections import Counter
-from contextlib import closing
 from pathlib import Path
 from typing import Protocol
 
@@ -16,11 +15,12 @@ from .places import Place, find_place
 from .record_source import RecordSource
 from .records import Finding, Records, Size, digest, too_many_bad
 from .size_index import default_cache_dir, read_sizes
-from .stream_shards import Row, StreamShards
+from .stream_shards import StreamShards
 from .stream_source import StreamSource
 from .tar_shards import TarShards
 
 RESOLUTION = 512
+HOLDOUT = "`holdout_examples` (`--validation_examples`)"  # what it is called here, and on command lines
 
 
 class TrainingData(ExampleSource, Protocol):
@@ -126,18 +126,12 @@ def hold_out(
     shards: StreamShards, buckets: Buckets, geometry: Geometry, count: int
 ) -> tuple[list[Example], list[Finding]]:
     """The first images of the first shard, which is told to leave them out from now on, and what was unusable."""
-    rows: list[Row] = []
-    if count:
-        with closing(shards.rows(0, 0)) as found:
-            for row in found:
-                rows.append(row)
-                if sum(row.record is not None for row in rows) == count:
-                    break
+    rows = shards.first_rows(count)
     usable = [(row.record, buckets.sizes[buckets.nearest(row.size)]) for row in rows if row.record is not None]
     if len(usable) < count:
         raise ValueError(
-            "`holdout_examples` must not be above the number of images in the first shard of a stream, got "
-            f"{count} for {len(usable)}; take fewer."
+            f"{HOLDOUT} must not be above the number of images in the first shard of a stream, got {count} for "
+            f"{len(usable)}; take fewer."
         )
     shards.first_row = rows[-1].end if rows else 0
     holdout = [geometry.make_fixed_example(record, size) for record, size in usable]
@@ -210,7 +204,7 @@ def divide(records: Records, usable: list[int], config: DataConfig, seed: int) -
 def nothing_left(config: DataConfig, held: int, findings: list[Finding]) -> str:
     why = "; ".join(f"{name} {reason}" for name, reason in findings[:3])
     left_out = f"{len(findings)} were left out ({why}{'; ...' if len(findings) > 3 else ''})" if findings else ""
-    held_out = f"`holdout_examples` takes {held}" if held else ""
+    held_out = f"{HOLDOUT} takes {held}" if held else ""
     return (
         f"`data` must hold images with captions to train on, but in {config.data!r} none is left: "
         f"{' and '.join(filter(None, (left_out, held_out))) or 'it is empty'}; mend the files, or take other settings."

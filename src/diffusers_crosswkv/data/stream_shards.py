@@ -2,6 +2,7 @@
 
 import tarfile
 from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +56,16 @@ class StreamShards:
             yield Row(end, None, (0, 0), finding)
         finally:
             rows.close()
+
+    def first_rows(self, count: int) -> list[Row]:
+        """Of the first shard, up to and with the `count`-th that has a record; all if there are fewer."""
+        rows: list[Row] = []
+        records = 0
+        with closing(self.rows(0, 0)) as found:
+            while records < count and (row := next(found, None)) is not None:
+                rows.append(row)
+                records += row.record is not None
+        return rows
 
     def _read(self, row: dict[str, Any], shard: int, end: int) -> Row:
         name = f"{self._where}[shard {shard}, row {end - 1}]"

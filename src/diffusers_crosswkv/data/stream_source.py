@@ -156,7 +156,7 @@ class StreamSource:
         self._findings = list(findings)
         self._buckets, self._geometry, self._seed = buckets, geometry, seed
         self._steps = max(1, block_size // batch_size)
-        self._shards = shards.count
+        self.shards = shards
         count = 1 if len(buckets.sizes) > 1 else math.gcd(batch_size, shards.count)
         self._streams = [
             Stream(shards, buckets, seed, number, count, batch_size // count, self._steps) for number in range(count)
@@ -187,7 +187,7 @@ class StreamSource:
         """Where the block of `step` begins, in the streams that this process reads."""
         block = step // self._steps
         starts = {str(i): [block, *astuple(x.starts[block])] for i, x in enumerate(self._streams) if block in x.starts}
-        return {"shards": self._shards, "streams": starts}
+        return {"shards": self.shards.count, "streams": starts}
 
     def load_state_dict(self, values: dict[str, Any]) -> None:
         """Go on from there; other processes know other streams, so give it the values of each.
@@ -197,10 +197,10 @@ class StreamSource:
         Raises:
             ValueError: the data set has another number of shards than it had.
         """
-        if values.get("shards") != self._shards:
+        if values.get("shards") != self.shards.count:
             raise ValueError(
-                f"A run that goes on must find the {values.get('shards')} shards it began with, got {self._shards}; "
-                "restore them, or start a new run."
+                f"A run that goes on must find the {values.get('shards')} shards it began with, got "
+                f"{self.shards.count}; restore them, or start a new run."
             )
         for name, (block, *cursor) in values["streams"].items():
             self._streams[int(name)].starts[block] = Cursor(*cursor)

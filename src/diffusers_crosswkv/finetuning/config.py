@@ -96,7 +96,7 @@ class ValidationSettings:
         validation_guidance_scale: of each image.
         validation_seed: of each prompt's first image, the next has the next seed.
         validation_examples: held out for a validation loss with the same noise and timesteps every time; a twentieth
-            of the images, 32 at most, if not given; 0 for none.
+            of the images, 32 at most, if not given; of a stream 32, or fewer if its first shard has fewer; 0 for none.
     """
 
     validation_prompts: tuple[str, ...] = ()

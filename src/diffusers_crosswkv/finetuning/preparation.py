@@ -14,6 +14,7 @@ from ..data.digits import all_captions
 from ..data.loading import TrainingData, open_data
 from ..data.scene_splits import captions_for_tokenizer
 from ..data.size_index import default_cache_dir
+from ..data.stream_source import StreamSource
 from ..hub import FROM_SCRATCH
 from .base_checks import check_kept
 from .config import FinetuningConfig
@@ -65,7 +66,7 @@ def prepare(config: FinetuningConfig, accelerator: Accelerator, progress: bool =
             )
 
         if config.validation.validation_examples is None:
-            held_out = held_out_of(opened().examples_per_epoch)
+            held_out = held_out_of(opened())
             data_config = dataclasses.replace(data_config, holdout_examples=held_out)
         assert data_config.resolution is not None
         start = base.start(
@@ -96,9 +97,14 @@ def settle(config: FinetuningConfig, base: PipelineBase | ScratchBase) -> DataCo
     return dataclasses.replace(data, holdout_examples=config.validation.validation_examples or 0)
 
 
-def held_out_of(examples: int | None) -> int:
-    """How many examples a validation loss may take from the training."""
-    return MOST_HELD_OUT if examples is None else min(MOST_HELD_OUT, examples // HELD_OUT_SHARE)
+def held_out_of(data: TrainingData) -> int:
+    """How many examples a validation loss may take from the training; a stream's must be in its first shard."""
+    if not isinstance(data, StreamSource):
+        return min(MOST_HELD_OUT, (data.examples_per_epoch or 0) // HELD_OUT_SHARE)
+    first = sum(row.record is not None for row in data.shards.first_rows(MOST_HELD_OUT))
+    if first == MOST_HELD_OUT:  # the shard may have more, and nobody has counted
+        return first
+    return min(first, first * data.shards.count // HELD_OUT_SHARE)
 
 
 def captions_of(config: DataConfig, data: TrainingData, batch_size: int) -> list[str]:

@@ -179,7 +179,7 @@ def test_built_in_data_sets():
         ({"split": "test"}, "`split` must be left out for"),
         ({"image_column": "img"}, "`image_column` must be left out for"),
         ({"revision": "main"}, "`revision` must be left out for"),
-        ({"holdout_examples": 23}, r"none is left: `holdout_examples` takes 23"),
+        ({"holdout_examples": 23}, r"none is left: `holdout_examples` \(`--validation_examples`\) takes 23"),
         ({"captions": "celeba"}, "must find CelebA's 40 attributes"),
         ({"captions": "imagenet"}, "must have a column of class labels"),
     ],

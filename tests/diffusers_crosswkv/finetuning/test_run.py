@@ -9,12 +9,15 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
+from shards import write_shards
 
 from diffusers_crosswkv import PromptState
 from diffusers_crosswkv.finetuning import finetune
+from diffusers_crosswkv.finetuning.preparation import prepare
 from diffusers_crosswkv.finetuning.records import read_metrics
 from diffusers_crosswkv.finetuning.run import claim
 from diffusers_crosswkv.training import Callback, TrainingInterrupted
+from diffusers_crosswkv.training.sharding import make_accelerator
 
 WATCHED = {"report_to": ("none",), "validation_prompts": ("a seven", "数字三")}
 OF_TIME = ("seconds", "images_per_second")
@@ -225,6 +228,24 @@ def test_held_out_by_itself(make_settings, image_folder):
     )
     run(few)
     assert all("validation_loss" not in line for line in lines_of(few.training.output_dir))  # none of 12
+
+
+@pytest.mark.parametrize(
+    ("sizes", "held_out"),
+    [([12], 0), ([12, 12], 1), ([3] * 20, 3), ([40], 32)],  # a twentieth at most, unless a shard has enough
+)
+def test_held_out_of_a_stream_by_itself(sizes, held_out, make_settings, tmp_path):
+    pytest.importorskip("datasets")
+    settings = make_settings(
+        data=str(write_shards(tmp_path / "shards", sizes)),
+        from_scratch="dir7_tiny",
+        resolution=16,
+        streaming=True,
+        validation_examples=None,
+    )
+    prepared = prepare(settings, make_accelerator(settings.training), progress=False)
+    assert prepared.data_config.holdout_examples == len(prepared.data.holdout) == held_out
+    prepared.data.close()
 
 
 def test_stable_diffusion_with_caches(make_settings, image_folder, stock_dir, tmp_path, capsys):
