@@ -8,6 +8,8 @@ from .built_in import is_built_in
 from .caption_builders import CaptionBuilders
 from .geometry import CROPS, INTERPOLATIONS
 
+HOLDOUT = "`holdout_examples` (`--validation_examples`)"  # what it is called here, and on command lines
+
 
 @dataclass(frozen=True)
 class DataConfig:

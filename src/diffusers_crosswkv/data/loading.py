@@ -6,7 +6,7 @@ from typing import Protocol
 
 from .buckets import Buckets, make_buckets
 from .built_in import BuiltIn, is_built_in, open_built_in
-from .config import DataConfig
+from .config import HOLDOUT, DataConfig
 from .dataset_rows import DatasetRows, read_rows
 from .examples import Example, ExampleSource
 from .geometry import Geometry
@@ -20,7 +20,6 @@ from .stream_source import StreamSource
 from .tar_shards import TarShards
 
 RESOLUTION = 512
-HOLDOUT = "`holdout_examples` (`--validation_examples`)"  # what it is called here, and on command lines
 
 
 class TrainingData(ExampleSource, Protocol):

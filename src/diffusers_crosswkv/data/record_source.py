@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from .buckets import Buckets, nearest_shape
+from .config import HOLDOUT
 from .examples import Example
 from .geometry import Geometry
 from .order import Batch, arrange, batches_per_block, epoch_indices
@@ -84,7 +85,8 @@ class RecordSource:
         if values != now:
             raise ValueError(
                 "A run that goes on must find the images it began with (names and shapes), but there were "
-                f"{values.get('records')} and now there are {now['records']}; restore them, or start a new run."
+                f"{values.get('records')} and now there are {now['records']}; restore them, set {HOLDOUT} and "
+                "`max_examples`, which choose among them, as they were, or start a new run."
             )
 
     def _names_digest(self) -> str:

@@ -65,6 +65,11 @@ def test_a_run_that_goes_on_must_find_the_same_images(folder):
     write_image(folder / "99.png", caption="new")
     with pytest.raises(ValueError, match="there were 23 and now there are 24"):
         open_(folder).load_state_dict(state)
+    state = open_(folder, max_examples=7).state_dict(3)
+    with pytest.raises(
+        ValueError, match=r"`--validation_examples`\) and `max_examples`, which choose .*, as they were"
+    ):
+        open_(folder, max_examples=6).load_state_dict(state)
 
 
 def test_broken_images_give_way_to_others_of_the_same_size(folder):
