@@ -10,7 +10,7 @@ from .image_folder import IMAGE_SUFFIXES, walk
 REMOTE = re.compile(r"^[a-z0-9]+://")
 HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
-SAVED = ("dataset_info.json", "dataset_dict.json", "state.json")
+SAVED = (("dataset_info.json", "state.json"), ("dataset_dict.json",))  # what `datasets` writes, and looks for
 FORMS = {".tar": "tar", ".parquet": "parquet"}
 
 
@@ -55,7 +55,7 @@ def find_place(data: str) -> Place:
 
 
 def place_of_folder(folder: Path) -> Place:
-    if any((folder / name).is_file() for name in SAVED):
+    if any(all((folder / name).is_file() for name in names) for names in SAVED):
         return Place("disk", (str(folder),))
     for suffix, form in FORMS.items():
         files = sorted(str(path) for path in folder.rglob(f"*{suffix}"))

@@ -210,6 +210,12 @@ def test_nothing_left(tmp_path):
         open_(tmp_path / "images")
 
 
+@pytest.mark.parametrize("name", ["state.json", "dataset_info.json"])
+def test_a_file_that_happens_to_be_called_as_in_saved_data_sets(folder, name):
+    (folder / name).write_text("{}")
+    assert open_(folder).examples_per_epoch == 23
+
+
 def test_unconditional_data_needs_no_captions(tmp_path):
     for i in range(4):
         write_image(tmp_path / f"images/{i}.png")
