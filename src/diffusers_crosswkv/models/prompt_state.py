@@ -187,10 +187,11 @@ class PromptState:
         states, transitions = (tuple(tensors[f"{name}.{i}"] for i in layers) for name in ("states", "transitions"))
         return PromptState(states, transitions, tensors["last_token"], metadata["fusion"], tensors["fingerprint"])
 
-    def check(self, model: "Fingerprinted", spec: PromptStateSpec, batch_size: int) -> None:
+    def check(self, model: "Fingerprinted", spec: PromptStateSpec, batch_size: int, afresh: bool = False) -> None:
         """Refuse a model that this state was not made for.
 
-        Shapes are compared every time; weights, which may lie on another device, when they have changed.
+        Shapes are compared every time; weights, which may lie on another device, when they have changed. `afresh` they
+        are compared in any case: what is written through `.data`, as by `EMAModel.copy_to`, leaves no trace.
 
         Raises:
             ValueError: fusion, layers, text width, weights or batch size differ.
@@ -206,7 +207,7 @@ class PromptState:
             )
         if torch.compiler.is_compiling():
             return
-        if self._accepted_by().get(model) != model.weights_version():
+        if afresh or self._accepted_by().get(model) != model.weights_version():
             _check_fingerprint(model.fingerprint(), self.fingerprint, "the prompt state")
             self.accept(model)
 

@@ -133,6 +133,19 @@ class DIR7UNet2DConditionModel(UNet2DConditionModel):
         return PromptStateSpec(self.config.crosswkv_fusion, shapes, backward_heads, layers[0].cross_attention_dim)
 
     @apply_forward_hook
+    def check_prompt_state(self, prompt_state: PromptState) -> None:
+        """Compare a prompt state with the weights as they are now, which costs a probe of every layer.
+
+        `forward` does not where it is compiled. Elsewhere it trusts what was accepted until it sees weights change,
+        and misses what is written through `.data`.
+
+        Raises:
+            ValueError: the state was made for another model.
+        """
+        with onloaded(self):
+            prompt_state.check(self, self.prompt_state_spec(), len(prompt_state), afresh=True)
+
+    @apply_forward_hook
     @apply_lora_scale("cross_attention_kwargs")
     def encode_prompt(
         self,
@@ -355,7 +368,7 @@ class DIR7UNet2DConditionModel(UNet2DConditionModel):
         if prompt_state is not None:
             if not isinstance(prompt_state, PromptState):
                 raise ValueError(f"`prompt_state` must be a PromptState, got {type(prompt_state).__name__}.")
-            prompt_state.check(self, self.prompt_state_spec(), batch_size)
+            prompt_state.check(self, self.prompt_state_spec(), batch_size, afresh=not reading)
         kind = self.config.encoder_hid_dim_type
         if (reading and self.config.addition_embed_type != "text") or kind not in OF_TEXT:
             return

@@ -155,6 +155,8 @@ class PromptEncodingMixin:
             return Condition(None, embeds, mask)
         state = None if side.state is None else side.state.to(self._execution_device)
         if embeds is None:
+            if state is not None:  # here and not in the steps, which may be compiled, and trust what was accepted
+                self.unet.check_prompt_state(state)
             return Condition(state)
         if state is not None and len(state) != len(embeds):
             state = state[[0] * len(embeds)]

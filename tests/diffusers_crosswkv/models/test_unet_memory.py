@@ -44,6 +44,8 @@ def test_group_offload(model, kind, tmp_path):
     """To disk: there, weights that have not been fetched are not merely elsewhere, but gone."""
     unet, inputs, expected, state = model
     unet.enable_group_offload(CPU, CPU, offload_to_disk_path=str(tmp_path), **kind)
+    if state is not None:
+        unet.check_prompt_state(state)
     assert_same_model(unet, inputs, expected, state, tolerance=0)
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
+from diffusers.training_utils import EMAModel
 from diffusers.utils import logging
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import (
@@ -196,6 +197,35 @@ def test_embeddings_continue_a_state(make_pipeline):
     expected = pipeline.encode_prompt_state("the digit two", prompt_state=style)
     got = pipeline.encode_prompt_state(prompt_state=style, prompt_embeds=embeds, prompt_attention_mask=mask)
     assert all(torch.equal(x, y) for x, y in zip(got.states, expected.states, strict=True))
+
+
+def test_states_are_compared_with_weights_that_changed_unseen(make_pipeline):
+    """`EMAModel.copy_to` writes through `.data`, which no version of a tensor counts."""
+    pipeline = make_pipeline()
+    state = pipeline.encode_prompt_state("a seven")
+    arguments = {"prompt_state": state, "negative_prompt_state": state, "num_inference_steps": 1}
+    pipeline(**arguments)
+    EMAModel([1.3 * x.detach() for x in pipeline.unet.parameters()]).copy_to(pipeline.unet.parameters())
+    for prompt in (None, "a three"):  # read as it is, and continued
+        with pytest.raises(ValueError, match="weights, but those that wrote it differ by"):
+            pipeline(prompt, **arguments)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_states_are_compared_with_a_compiled_unet(make_pipeline):
+    pipeline, state = make_pipeline(), make_pipeline(seed=1).encode_prompt_state("a seven")
+    pipeline.unet.compile(backend="eager")
+    with pytest.raises(ValueError, match="weights, but those that wrote it differ by"):
+        pipeline(prompt_state=state, negative_prompt_state=state, num_inference_steps=1)
+
+
+def test_one_call_compares_a_state_once(make_pipeline, monkeypatch):
+    pipeline, shown = make_pipeline(), []
+    state = pipeline.encode_prompt_state("a seven")
+    fingerprint = pipeline.unet.fingerprint
+    monkeypatch.setattr(pipeline.unet, "fingerprint", lambda: shown.append(1) or fingerprint())
+    pipeline(prompt_state=state, guidance_scale=1.0, num_inference_steps=3)
+    assert len(shown) == 1
 
 
 def test_encode_prompt_repeats_for_images(make_pipeline):
