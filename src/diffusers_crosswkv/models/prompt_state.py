@@ -17,6 +17,8 @@ import torch
 FORMAT = "diffusers_crosswkv.PromptState"
 FORMAT_VERSION = 3  # 1 had no transitions, 2 another fingerprint; neither was released
 REST = {"last_token", "fingerprint"}  # what a file holds besides the layers
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+DTYPE_NAMES = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
 FINGERPRINT_TOLERANCE = 0.01  # per parameter; rounding to bfloat16 moves weights by 0.2 %
 
 
@@ -131,8 +133,20 @@ class PromptState:
             joined("states"), joined("transitions"), last_token, known.fusion, known.fingerprint, known._accepted
         )
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "PromptState":
-        """On another device, or the states in another dtype; they are read in float32 whatever they are kept in."""
+    def to(
+        self, device: torch.device | str | torch.dtype | None = None, dtype: torch.dtype | None = None
+    ) -> "PromptState":
+        """On another device, or the states in another dtype; they are read in float32 whatever they are kept in.
+
+        As with tensors, a dtype may stand in the first place.
+
+        Raises:
+            ValueError: the dtype is not float16, bfloat16, float32 or float64.
+        """
+        if isinstance(device, torch.dtype):
+            device, dtype = None, device
+        if dtype not in (None, *DTYPES):
+            raise ValueError(f"A prompt state's dtype must be one of {DTYPE_NAMES}, got {dtype}; choose one of them.")
         return self._with(lambda x: x.to(device=device, dtype=dtype))
 
     def save(self, path: str | os.PathLike) -> None:
@@ -177,6 +191,12 @@ class PromptState:
             raise ValueError(
                 f"{path} has prompt state format {version}, this version reads up to {FORMAT_VERSION}; "
                 "upgrade diffusers_crosswkv."
+            )
+        not_float = [name for name, x in tensors.items() if x.dtype not in DTYPES]
+        if not_float:
+            raise ValueError(
+                f"{path} must hold {DTYPE_NAMES}, but {not_float[0]} is {tensors[not_float[0]].dtype}; save "
+                "`state.to(torch.float32)`."
             )
         not_finite = [name for name, x in tensors.items() if not x.isfinite().all()]
         if not_finite:

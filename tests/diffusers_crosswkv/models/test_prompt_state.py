@@ -1,5 +1,6 @@
 import copy
 import gc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -65,6 +66,11 @@ def test_to_and_nbytes(state):
     assert (half.dtype, state.dtype, half.device.type) == (torch.bfloat16, torch.float32, "cpu")
     numbers = sum(x.numel() for x in (*state.states, *state.transitions, state.last_token))
     assert state.nbytes - half.nbytes == 2 * numbers
+    assert_same(state.to(torch.bfloat16), half)
+    for dtype in (torch.int8, torch.float8_e4m3fn):
+        for arguments in ({"device": dtype}, {"device": "cpu", "dtype": dtype}):
+            with pytest.raises(ValueError, match=f"one of float16, bfloat16, float32, float64, got {dtype}"):
+                state.to(**arguments)
 
 
 def test_cat_refuses_other_models(state, make_unet):
@@ -91,6 +97,14 @@ def test_files_that_are_no_prompt_states(state, tmp_path):
     broken.states[0][0, 0, 0, 0] = torch.inf
     broken.save(path)
     with pytest.raises(ValueError, match=r"must be finite, but states.0 is not"):
+        PromptState.load(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float8_e4m3fn])
+def test_files_of_dtypes_that_no_state_has(state, tmp_path, dtype):
+    path = tmp_path / "prompt.safetensors"
+    replace(state, last_token=state.last_token.to(dtype)).save(path)
+    with pytest.raises(ValueError, match=f"must hold float16, .*, float64, but last_token is {dtype}"):
         PromptState.load(path)
 
 
