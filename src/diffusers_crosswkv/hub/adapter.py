@@ -7,7 +7,7 @@ from pathlib import Path
 
 import safetensors
 
-from ..models.prompt_state import FORMAT
+from ..models.prompt_state_file import FORMAT
 
 LORA, STATE = "lora", "state"
 

@@ -1,24 +1,16 @@
 """The prompt as a value of constant size: what all layers know of a text, whatever its length."""
 
-import json
 import operator
 import os
-import tempfile
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol, SupportsIndex
 
-import safetensors
-import safetensors.torch
 import torch
 
-FORMAT = "diffusers_crosswkv.PromptState"
-FORMAT_VERSION = 3  # 1 had no transitions, 2 another fingerprint; neither was released
-REST = {"last_token", "fingerprint"}  # what a file holds besides the layers
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-DTYPE_NAMES = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+from .prompt_state_file import STATE_DTYPE_NAMES, STATE_DTYPES, read_state_file, write_state_file
+
 FINGERPRINT_TOLERANCE = 0.01  # per parameter; rounding to bfloat16 moves weights by 0.2 %
 
 
@@ -145,22 +137,18 @@ class PromptState:
         """
         if isinstance(device, torch.dtype):
             device, dtype = None, device
-        if dtype not in (None, *DTYPES):
-            raise ValueError(f"A prompt state's dtype must be one of {DTYPE_NAMES}, got {dtype}; choose one of them.")
+        if dtype not in (None, *STATE_DTYPES):
+            raise ValueError(
+                f"A prompt state's dtype must be one of {STATE_DTYPE_NAMES}, got {dtype}; choose another."
+            )
         return self._with(lambda x: x.to(device=device, dtype=dtype))
 
     def save(self, path: str | os.PathLike) -> None:
         """Write a safetensors file, whole or not at all."""
-        path = Path(path)
         tensors = {f"states.{i}": x for i, x in enumerate(self.states)}
         tensors |= {f"transitions.{i}": x for i, x in enumerate(self.transitions)}
         tensors |= {"last_token": self.last_token, "fingerprint": self.fingerprint}
-        tensors = {name: x.detach().contiguous().cpu() for name, x in tensors.items()}
-        metadata = {"format": FORMAT, "version": str(FORMAT_VERSION), "fusion": self.fusion}
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            written = Path(folder, path.name)
-            safetensors.torch.save_file(tensors, written, metadata)
-            os.replace(written, path)
+        write_state_file(path, tensors, self.fusion)
 
     @staticmethod
     def load(path: str | os.PathLike) -> "PromptState":
@@ -168,44 +156,12 @@ class PromptState:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is damaged, holds something else, was written by a newer version, or is not finite.
+            ValueError: the file is damaged, holds something else, is of another version's format, or is not finite.
         """
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"There is no prompt state at {path}; `PromptState.save` writes one.")
-        try:
-            with safetensors.safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (safetensors.SafetensorError, json.JSONDecodeError) as error:
-            raise ValueError(
-                f"{path} is no complete safetensors file ({error}); save the prompt state again."
-            ) from error
-        if metadata.get("format") != FORMAT or not REST | {"states.0"} <= tensors.keys():
-            raise ValueError(
-                f"{path} holds no prompt state, but {sorted(tensors)[:3]} ...; `PromptState.save` writes one."
-            )
-        version = metadata.get("version", "")
-        if not version.isdigit() or "fusion" not in metadata:
-            raise ValueError(f"{path} is damaged: its version or fusion is missing; save the prompt state again.")
-        if int(version) > FORMAT_VERSION:
-            raise ValueError(
-                f"{path} has prompt state format {version}, this version reads up to {FORMAT_VERSION}; "
-                "upgrade diffusers_crosswkv."
-            )
-        not_float = [name for name, x in tensors.items() if x.dtype not in DTYPES]
-        if not_float:
-            raise ValueError(
-                f"{path} must hold {DTYPE_NAMES}, but {not_float[0]} is {tensors[not_float[0]].dtype}; save "
-                "`state.to(torch.float32)`."
-            )
-        not_finite = [name for name, x in tensors.items() if not x.isfinite().all()]
-        if not_finite:
-            raise ValueError(f"{path} must be finite, but {', '.join(not_finite)} is not; encode the prompt again.")
-        layers = range((len(tensors) - 2) // 2)
-        if tensors.keys() != {f"{name}.{i}" for name in ("states", "transitions") for i in layers} | REST:
-            raise ValueError(f"{path} is damaged: it holds {sorted(tensors)}; save the prompt state again.")
+        tensors, fusion = read_state_file(path)
+        layers = range(sum(name.startswith("states.") for name in tensors))
         states, transitions = (tuple(tensors[f"{name}.{i}"] for i in layers) for name in ("states", "transitions"))
-        return PromptState(states, transitions, tensors["last_token"], metadata["fusion"], tensors["fingerprint"])
+        return PromptState(states, transitions, tensors["last_token"], fusion, tensors["fingerprint"])
 
     def check(self, model: "Fingerprinted", spec: PromptStateSpec, batch_size: int, afresh: bool = False) -> None:
         """Refuse a model that this state was not made for.
