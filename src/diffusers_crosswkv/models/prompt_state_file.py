@@ -41,7 +41,8 @@ def read_state_file(path: str | os.PathLike) -> tuple[Tensors, str]:
     try:
         with safetensors.safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # clones: what `get_tensor` returns is the file's own memory, and changes with it
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is no complete safetensors file ({error}); save the prompt state again.") from error
     if metadata.get("format") != FORMAT or not REST | {"states.0"} <= tensors.keys():

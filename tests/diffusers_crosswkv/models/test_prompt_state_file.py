@@ -1,5 +1,6 @@
 """Prompt states on the disk: whole files, and what is refused when they are read."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -47,6 +48,15 @@ def test_files_that_are_no_prompt_states(state, tmp_path):
     broken.save(path)
     with pytest.raises(ValueError, match=r"must be finite, but states.0 is not"):
         PromptState.load(path)
+
+
+def test_a_loaded_state_is_independent_of_its_file(state, tmp_path):
+    path, other = tmp_path / "prompt.safetensors", tmp_path / "other.safetensors"
+    state.save(path)
+    replace(state, states=tuple(x + 1 for x in state.states)).save(other)
+    loaded = PromptState.load(path)
+    shutil.copyfile(other, path)
+    assert all(torch.equal(x, y) for x, y in zip(loaded.states, state.states, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float8_e4m3fn])
