@@ -144,7 +144,11 @@ class PromptState:
         return self._with(lambda x: x.to(device=device, dtype=dtype))
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write a safetensors file, whole or not at all."""
+        """Write a safetensors file, whole or not at all; folders on the way are made.
+
+        Raises:
+            IsADirectoryError: `path` is a folder.
+        """
         tensors = {f"states.{i}": x for i, x in enumerate(self.states)}
         tensors |= {f"transitions.{i}": x for i, x in enumerate(self.transitions)}
         tensors |= {"last_token": self.last_token, "fingerprint": self.fingerprint}

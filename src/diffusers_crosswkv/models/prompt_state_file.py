@@ -19,8 +19,15 @@ Tensors = dict[str, torch.Tensor]
 
 
 def write_state_file(path: str | os.PathLike, tensors: Tensors, fusion: str) -> None:
-    """Write beside `path`, then rename."""
+    """Write beside `path`, then rename; folders on the way are made.
+
+    Raises:
+        IsADirectoryError: `path` is a folder.
+    """
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} must be a file, but is a folder; save to {path / 'prompt.safetensors'}.")
+    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: x.detach().contiguous().cpu() for name, x in tensors.items()}
     metadata = {"format": FORMAT, "version": str(FORMAT_VERSION), "fusion": fusion}
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:

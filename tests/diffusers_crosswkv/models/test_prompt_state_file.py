@@ -50,6 +50,14 @@ def test_files_that_are_no_prompt_states(state, tmp_path):
         PromptState.load(path)
 
 
+def test_saving_makes_folders_and_names_what_is_in_the_way(state, tmp_path):
+    path = tmp_path / "states" / "of today" / "prompt.safetensors"
+    state.save(path)
+    assert len(PromptState.load(path)) == 3
+    with pytest.raises(IsADirectoryError, match=r"of today must be a file, but is a folder; save to .*of today/"):
+        state.save(path.parent)
+
+
 def test_a_loaded_state_is_independent_of_its_file(state, tmp_path):
     path, other = tmp_path / "prompt.safetensors", tmp_path / "other.safetensors"
     state.save(path)
