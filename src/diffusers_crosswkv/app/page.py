@@ -190,7 +190,7 @@ def make_images(studio: Studio) -> Callable:
         request: gr.Request,
         progress=PROGRESS,
     ):
-        seed = random_seed(count) if new_seed else seed
+        seed = random_seed(count) if new_seed or seed is None else seed  # an emptied box is None
         config = ImageConfig(
             prompt=joined(prompt, more),
             seed=seed,

@@ -79,14 +79,16 @@ class Studio:
             on_progress: called as `on_progress(done, total, text)` after every step of all images.
 
         Raises:
-            OSError, ValueError: a setting does not fit.
+            OSError, ValueError: a setting does not fit, or the session was not prepared or has left.
         """
         if config.prompt_state is not None and not config.prompt:
             config = replace(config, prompt=None)
         replace(config, seed=config.seed + count - 1).check()
         config.check()
         state = None if config.prompt_state is None else self.read_state(config.prompt_state)
-        stop = self._stops[session]
+        stop = self._stops.get(session)
+        if stop is None:
+            raise ValueError("A session must be open while it makes images, and this one is not; call `/start` first.")
         made: tuple[tuple[Image.Image, str], ...] = ()
         for number in range(1, count + 1):
             if stop.is_set():
