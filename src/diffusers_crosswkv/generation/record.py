@@ -80,8 +80,10 @@ def pixels_sha256(image: Image.Image) -> str:
 
 
 def file_hashes(model: ModelConfig, image: ImageConfig) -> dict[str, str]:
-    """SHA-256 of the LoRA and prompt state files."""
-    paths = [path for path in (*model.loras, image.prompt_state) if path is not None and Path(path).is_file()]
+    """SHA-256 of the LoRA and prompt state files, of a folder's safetensors files."""
+    paths = []
+    for given in (*model.loras, *([] if image.prompt_state is None else [image.prompt_state])):
+        paths += [given] if Path(given).is_file() else sorted(map(str, Path(given).glob("*.safetensors")))
     return {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths}
 
 

@@ -47,6 +47,7 @@ def generate(run: RunConfig) -> RunReport:
     states = None if run.image.prompt_state is None else PromptState.load(run.image.prompt_state)
     images = planned_images(run, states)
     check_outputs(run, [path for path, _ in images])
+    hashes = file_hashes(run.model, run.image)
     pipeline, model = load_pipeline(run.model)
     if states is not None or run.save_prompt_state is not None:
         check_takes(pipeline, "prompt_state")
@@ -61,7 +62,7 @@ def generate(run: RunConfig) -> RunReport:
             start = time.perf_counter()
             made = make_image(pipeline, config, state_of(config, states), progress_in(bar, len(pictures)))
             bar.update(len(pictures) + 1 - bar.n)
-            record = record_of(pipeline, model, made, time.perf_counter() - start)
+            record = record_of(pipeline, model, made, hashes, time.perf_counter() - start)
             write_image(path, made.image, record)
             pictures.append(made.image)
             report.images.append(path)
@@ -130,15 +131,21 @@ def state_indices(run: RunConfig, states: PromptState | None) -> Sequence[int | 
 
 
 def check_outputs(run: RunConfig, images: list[Path]) -> None:
-    """Refuse to overwrite, and to start where nothing can be written.
+    """Refuse to overwrite, above all what the run reads, and to start where nothing can be written.
 
     Raises:
-        FileExistsError: a file is there, or `output_dir` is a file.
+        FileExistsError: a file is there, `output_dir` is a file, or the prompt state would be saved over the one read.
         PermissionError: the folder cannot be written to.
     """
+    read, saved = run.image.prompt_state, run.save_prompt_state
+    if read is not None and saved is not None and saved.resolve() == Path(read).resolve():
+        raise FileExistsError(
+            f"`save_prompt_state` must not be the file that `prompt_state` is read from, got {saved} for both; choose "
+            "another file."
+        )
     outputs = [*images, *(path.with_suffix(".json") for path in images)]
     outputs += [run.output_dir / SHEET] * wants_grid(run, len(images))
-    outputs += [run.save_prompt_state] if run.save_prompt_state is not None else []
+    outputs += [saved] if saved is not None else []
     there = [path for path in outputs if path.exists()]
     if there and not run.overwrite:
         raise FileExistsError(
@@ -175,14 +182,16 @@ def progress_in(bar: tqdm, done_images: int) -> Callable[[int, int], None]:
     return lambda done, total: bar.update(done_images + done / total - bar.n)
 
 
-def record_of(pipeline: DiffusionPipeline, model: ModelConfig, made: MadeImage, seconds: float) -> ImageRecord:
+def record_of(
+    pipeline: DiffusionPipeline, model: ModelConfig, made: MadeImage, hashes: dict[str, str], seconds: float
+) -> ImageRecord:
     length = None if made.config.prompt is None else prompt_length(pipeline, made.config.prompt)
     return ImageRecord(
         model=model,
         image=made.config,
         pixels_sha256=pixels_sha256(made.image),
         pipeline={"class": type(pipeline).__name__, "scheduler": type(pipeline.scheduler).__name__},
-        file_sha256=file_hashes(model, made.config),
+        file_sha256=hashes,
         text=None if length is None else dataclasses.asdict(length),
         environment=surroundings(pipeline),
         seconds=round(seconds, 2),

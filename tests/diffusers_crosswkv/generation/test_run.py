@@ -1,12 +1,14 @@
 import dataclasses
+import hashlib
 import json
 
 import pytest
 from PIL import Image
 
 from diffusers_crosswkv import PromptState
-from diffusers_crosswkv.generation import compare, generate, make_image, read_record
+from diffusers_crosswkv.generation import ImageConfig, ModelConfig, compare, generate, make_image, read_record
 from diffusers_crosswkv.generation import run as run_module
+from diffusers_crosswkv.generation.record import file_hashes
 
 PROMPTS = ("a handwritten seven", "un tres escrito a mano")
 
@@ -103,6 +105,42 @@ def test_a_changed_prompt_state_is_noticed(make_run, tmp_path):
     record, run = again(report)
     generate(make_run(PROMPTS[1], save_prompt_state=path, output_dir=tmp_path / "other", overwrite=True))
     assert f"{path} was " in compare(record, generate(run).records[0])
+
+
+def test_the_prompt_state_that_is_read_is_not_overwritten(make_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "state.safetensors"
+    generate(make_run(PROMPTS[0], save_prompt_state=path))
+    before = path.read_bytes()
+    run = make_run(prompt_state=path.name, save_prompt_state=path, output_dir=tmp_path / "again", overwrite=True)
+    with pytest.raises(FileExistsError, match="must not be the file that `prompt_state` is read from"):
+        generate(run)
+    assert path.read_bytes() == before and not run.output_dir.exists()
+
+
+def test_records_hash_what_was_read(make_run, tmp_path, monkeypatch):
+    """Also where the file is another one by the time an image is done."""
+    path = tmp_path / "state.safetensors"
+    generate(make_run(PROMPTS[0], save_prompt_state=path))
+    expected = hashlib.sha256(path.read_bytes()).hexdigest()
+
+    def overwriting(*arguments):
+        path.write_bytes(b"another")
+        return make_image(*arguments)
+
+    monkeypatch.setattr(run_module, "make_image", overwriting)
+    report = generate(make_run(prompt_state=str(path), output_dir=tmp_path / "from_state"))
+    assert report.records[0].file_sha256 == {str(path): expected}
+
+
+def test_files_of_a_folder_of_loras_are_hashed(tmp_path):
+    folder = tmp_path / "lora"
+    folder.mkdir()
+    (folder / "pytorch_lora_weights.safetensors").write_bytes(b"weights")
+    (folder / "README.md").write_text("about")
+    model = ModelConfig("user/name", loras=(str(folder), "user/lora-of-the-hub"))
+    hashes = {str(folder / "pytorch_lora_weights.safetensors"): hashlib.sha256(b"weights").hexdigest()}
+    assert file_hashes(model, ImageConfig("a seven")) == hashes
 
 
 def test_stock_pipelines_too(make_run, stock_pipeline_dir):
