@@ -5,6 +5,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..pipelines.checks import check_unicode
+
 MAX_SEED = 2**32 - 1
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 PIPELINE_INDEX = "model_index.json"
@@ -89,6 +91,8 @@ class ImageConfig:
         """
         if self.prompt is None and self.prompt_state is None:
             raise ValueError("There must be a prompt, a file of prompts or a prompt state, got none.")
+        for name in ("prompt", "negative_prompt"):
+            check_unicode(name, getattr(self, name) or "")
         if self.prompt_state is not None and not Path(self.prompt_state).is_file():
             raise FileNotFoundError(f"There is no prompt state at {self.prompt_state}; `PromptState.save` writes one.")
         if not 0 <= self.seed <= MAX_SEED:

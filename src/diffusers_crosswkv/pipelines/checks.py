@@ -9,6 +9,16 @@ import torch
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
+def check_unicode(name: str, text: str) -> None:
+    """Refuse halves of characters, which a terminal makes of bytes that are no UTF-8, and no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"`{name}` must be valid Unicode, got {text[error.start]!r} at {error.start}; write it in UTF-8."
+        ) from None
+
+
 def check_size(height: object, width: object, factor: int) -> None:
     for name, size in (("height", height), ("width", width)):
         if not isinstance(size, Integral) or size < 1 or size % factor:

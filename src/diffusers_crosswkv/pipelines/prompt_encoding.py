@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..models import DIR7UNet2DConditionModel, PromptState
 from ..models.text_windows import encode_windows, split_texts
-from .checks import check_cross_attention_kwargs
+from .checks import check_cross_attention_kwargs, check_unicode
 from .prompts import Condition, PromptInput, expansion
 
 logger = logging.get_logger(__name__)
@@ -38,6 +38,7 @@ class PromptEncodingMixin:
         """
         if not isinstance(prompt, str):
             raise ValueError(f"`prompt` must be one string, got {type(prompt).__name__}; call once per prompt.")
+        check_unicode("prompt", prompt)
         return self._windows([prompt])[0]
 
     def _windows(self, prompts: Sequence[str]) -> list[list[list[int]]]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ..models import DIR7UNet2DConditionModel, PromptState
+from .checks import check_unicode
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class PromptInput:
             not isinstance(texts, list | tuple) or not texts or any(not isinstance(text, str) for text in texts)
         ):
             raise ValueError(f"`{self.name}` must be a string or a non-empty list of strings, got {self.texts!r}.")
+        for text in texts or ():
+            check_unicode(self.name, text)
         if texts is not None and self.embeds is not None:
             raise ValueError(f"`{self.name}` and `{self.name}_embeds` exclude each other, got both; leave one out.")
         self._check_embeds()

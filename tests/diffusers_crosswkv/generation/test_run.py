@@ -209,6 +209,8 @@ def test_a_run_that_stops_keeps_whole_images(make_run, tmp_path, monkeypatch):
             ValueError,
             "does not go with this pipeline; these do: DDIM",
         ),
+        ({"prompts": ("gr\udcfcn",)}, ValueError, "`prompt` must be valid Unicode"),
+        ({"negative_prompt": "gr\udcfcn"}, ValueError, "`negative_prompt` must be valid Unicode"),
         ({"loras": ("lost.safetensors",)}, FileNotFoundError, "There is no LoRA at lost.safetensors"),
         ({"lora_scales": (1.0,)}, ValueError, "`lora_scales` must be one per LoRA or none, got 1 for 0"),
         ({"prompt_state": "lost.safetensors"}, FileNotFoundError, "There is no prompt state at lost.safetensors"),

@@ -275,6 +275,8 @@ def test_bad_prompts(make_pipeline, pipeline_with):
     state = pipeline.encode_prompt_state(["a 7", "a 3"])
     for arguments, message in (
         ({"prompt": "a", "prompt_embeds": embeds}, "`prompt` and `prompt_embeds` exclude each other"),
+        ({"prompt": ["a", "gr\udcfcn"]}, r"`prompt` must be valid Unicode, got '\\udcfc' at 2; write it in UTF-8"),
+        ({"prompt": "a", "negative_prompt": "\ud83d"}, r"`negative_prompt` must be valid Unicode, got '\\ud83d' at 0"),
         ({"prompt_embeds": embeds[0]}, r"`prompt_embeds` must be a tensor \[B, L, D_q\] .*, got \[4, 24\]"),
         (
             {"prompt_embeds": embeds, "prompt_attention_mask": torch.ones(1, 3)},
@@ -288,6 +290,8 @@ def test_bad_prompts(make_pipeline, pipeline_with):
     ):
         with pytest.raises(ValueError, match=message):
             pipeline(**arguments)
+    with pytest.raises(ValueError, match="`prompt` must be valid Unicode"):
+        pipeline.prompt_windows("gr\udcfcn")
     with pytest.raises(ValueError, match=r"`prepend_endoftext` needs a tokenizer with <\|endoftext\|>"):
         pipeline_with(*t5(), prepend_endoftext=True)
 
