@@ -44,6 +44,11 @@ def check_guidance(guidance_scale: float, guidance_rescale: float) -> None:
 def check_output(output_type: str, callback_tensors: Sequence[str], known_tensors: Sequence[str]) -> None:
     if output_type not in OUTPUT_TYPES:
         raise ValueError(f"`output_type` must be pil, np, pt or latent, got {output_type!r}.")
+    if isinstance(callback_tensors, str):
+        raise ValueError(
+            "`callback_on_step_end_tensor_inputs` must be a list of names, got the string "
+            f"{callback_tensors!r}; pass [{callback_tensors!r}]."
+        )
     unknown = set(callback_tensors) - set(known_tensors)
     if unknown:
         raise ValueError(
@@ -85,9 +90,11 @@ def check_ip_adapter(image: object, image_embeds: object) -> None:
         )
 
 
-def check_noise(generator: object, latents: torch.Tensor | None, shape: tuple[int, ...]) -> None:
+def check_noise(generator: Any, latents: torch.Tensor | None, shape: tuple[int, ...]) -> Any:
+    """The generator, or those of a list or tuple as the list that Diffusers knows."""
     if isinstance(generator, list | tuple) and len(generator) != shape[0]:
         raise ValueError(f"`generator` must be one or one per image, got {len(generator)} for {shape[0]} images.")
     if latents is not None and (latents.shape != shape or not latents.isfinite().all()):
         finite = "finite" if latents.isfinite().all() else "not finite"
         raise ValueError(f"`latents` must be finite and {list(shape)}, got {list(latents.shape)}, {finite}.")
+    return list(generator) if isinstance(generator, tuple) else generator

@@ -260,7 +260,7 @@ class DIR7Pipeline(PromptEncodingMixin, StableDiffusionPipeline):
         self.check_inputs(positive, negative, num_inference_steps, num_images_per_prompt, output_type, step_end)
         check_ip_adapter(ip_adapter_image, ip_adapter_image_embeds)
         shape = self._latents_shape(len(positive) * num_images_per_prompt, height, width)
-        check_noise(generator, latents, shape)
+        generator = check_noise(generator, latents, shape)
         self._set_guidance(guidance_scale, guidance_rescale, clip_skip, cross_attention_kwargs)
 
         with self._lora_scaled(cross_attention_kwargs):

@@ -79,7 +79,7 @@ class DIR7Img2ImgPipeline(DIR7Pipeline):
         check_ip_adapter(ip_adapter_image, ip_adapter_image_embeds)
         num_images = len(positive) * num_images_per_prompt
         image, rows = self._preprocess(image, len(positive), num_images_per_prompt)
-        check_noise(generator, None, (num_images,))
+        generator = check_noise(generator, None, (num_images,))
         self._set_guidance(guidance_scale, guidance_rescale, clip_skip, cross_attention_kwargs)
 
         with self._lora_scaled(cross_attention_kwargs):

@@ -104,7 +104,7 @@ class DIR7InpaintPipeline(DIR7Img2ImgPipeline):
                 "`masked_image_latents` as well."
             )
         shape = self._latents_shape(len(positive) * num_images_per_prompt, height, width)
-        check_noise(generator, latents, shape)
+        generator = check_noise(generator, latents, shape)
         self._set_guidance(guidance_scale, guidance_rescale, clip_skip, cross_attention_kwargs)
 
         with self._lora_scaled(cross_attention_kwargs):

@@ -44,7 +44,8 @@ def test_importing_the_package_is_enough_in_a_new_process(make_pipeline, tmp_pat
 def test_same_seed_alone_and_in_a_batch(make_pipeline, fusion):
     pipeline = make_pipeline(crosswkv_fusion=fusion).to(torch.float64)  # an untrained U-Net amplifies rounding
     both = images(pipeline, PROMPTS, output_type="latent")
-    alone = images(pipeline, PROMPTS[1], generator=generators(2), output_type="latent")
+    # a tuple of generators is as good as a list
+    alone = images(pipeline, PROMPTS[1], generator=tuple(generators(2)), output_type="latent")
     torch.testing.assert_close(both[1:], alone, rtol=0, atol=1e-8)
 
 
@@ -213,6 +214,7 @@ def test_prepend_endoftext_is_a_config_value(make_pipeline, tmp_path):
         ({"prompt": "a", "generator": generators(1, 2)}, "one or one per image, got 2 for 1 images"),
         ({"prompt": "a", "latents": torch.zeros(2, 1, 8, 8)}, r"`latents` must be finite and \[1, 1, 8, 8\]"),
         ({"prompt": "a", "latents": torch.full((1, 1, 8, 8), torch.nan)}, "not finite"),
+        ({"prompt": "a", "callback_on_step_end_tensor_inputs": "latents"}, r"a list of names, .*; pass \['latents'\]"),
         (
             {"prompt": "a", "callback_on_step_end_tensor_inputs": ["prompt"]},
             "may name latents, prompt_state, .*, got",
