@@ -5,7 +5,7 @@ import functools
 import diffusers
 import pytest
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from diffusers import ControlNetModel, DiffusionPipeline, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 
 from diffusers_crosswkv import DIR7UNet2DConditionModel, convert_unet
 
@@ -146,6 +146,23 @@ def test_control_reaches_the_unet(stable_diffusion_components, xl):
     name = "StableDiffusionXLControlNetPipeline" if xl else "StableDiffusionControlNetPipeline"
     pipeline = make_pipeline(name, stable_diffusion_components(xl=xl, control=True))
     assert_differ(*(draw(pipeline, image=PICTURE, controlnet_conditioning_scale=scale) for scale in (0.0, 0.5, 1.0)))
+
+
+@pytest.mark.parametrize("value_dim", [None, 64])
+def test_a_controlnet_from_our_unet(make_unet, value_dim):
+    """As docs/troubleshooting.md has it; values of another width than the block's have no place in softmax layers."""
+    unet = make_unet(crosswkv_value_dim=value_dim)
+    with pytest.raises(RuntimeError, match=r"Unexpected key\(s\) in state_dict: .*\.attn2\.crosswkv\."):
+        ControlNetModel.from_unet(unet)
+    controlnet = ControlNetModel.from_unet(unet, load_weights_from_unet=False)
+    own, given = controlnet.state_dict(), unet.state_dict()
+    shared = {name: x for name, x in given.items() if name in own and x.shape == own[name].shape}
+    controlnet.load_state_dict(shared, strict=False)
+    after = controlnet.state_dict()
+    assert all(torch.equal(after[name], x) for name, x in shared.items())
+    without = {name for name in own.keys() - shared.keys() if not name.startswith("controlnet_")}
+    wide = (".attn2.to_v.weight", ".attn2.to_out.0.weight") if value_dim else ()
+    assert all(name.endswith(wide) for name in without) and bool(without) == bool(wide)
 
 
 def test_converted(stable_diffusion_components, state_fusion):
