@@ -33,6 +33,7 @@ from .feature_maps import MEAN_SQUARE_EPS, PRODUCTS, QUADRATIC
 from .plain_read import read_plainly
 from .reference import compute_dtype, exact
 
+WELL_TRANSPOSED = 60 * 60  # numbers of a matrix from which on PyTorch transposes it block by block
 CHANNELS_AT_ONCE = 2**17  # of 2**15 to 2**20 the fastest, or nearly, with one thread and with two
 
 
@@ -178,8 +179,10 @@ def make_scratch(x: torch.Tensor, sequences: int, size: int, num_heads: int, n: 
 
 
 def tokens_last(block: torch.Tensor, scratch: torch.Tensor) -> torch.Tensor:
-    """`[B, C, D]` to `[B, D, C]` in `scratch`, matrix by matrix: PyTorch transposes whole ones well."""
+    """`[B, C, D]` to `[B, D, C]` in `scratch`."""
     result = scratch[: block.shape[0], :, : block.shape[1]]
+    if block[0].numel() < WELL_TRANSPOSED:
+        return result.copy_(block.mT)
     for matrix, sequence in zip(result, block, strict=True):
         matrix.copy_(sequence.T)
     return result
