@@ -69,7 +69,7 @@ def segments_of(r, w, k, v, kappa, a) -> int:
     GPUs have.
     """
     sizes = sizes_of(kappa, v)
-    if max(sizes.K, sizes.V) > 64 and dot_precision(r, w, k, v, kappa, a) != "tf32":
+    if max(sizes.K, sizes.V) > 64 and dot_precision(r, w, k, v, kappa, a) == "tf32x3":
         return 1
     segments = number_of_segments(sizes)
     return 1 if segments < FEWEST_OF_MULTIPLES and takes_multiples(1, r, w, k, kappa, a) else segments
@@ -246,7 +246,7 @@ def wkv7_backward_operator(
     else:
         arguments = (r, w, k, v, kappa, a, d_o, saved, d_states, *gradients, *strides)
         counts = (sizes.length, sizes.heads, ceil_div(sizes.chunks, segments), segments)
-        large = constants["BK"] > 64 and constants["PRECISION"] != "tf32"  # in shared memory
+        large = constants["BK"] > 64 and constants["PRECISION"] == "tf32x3"  # in shared memory
         options = {"BV": 16 if large else min(block_size(sizes.V), 32), "num_warps": 8}
         grid = (sizes.programs, segments)
         launch(wkv7_backward_kernel, grid, *arguments, *counts, **options, **constants)

@@ -1,6 +1,7 @@
 """Every kernel compiles for GPUs that are not here, at the configuration in which our own calls start it."""
 
 import ast
+import itertools
 import json
 import os
 import subprocess
@@ -13,6 +14,8 @@ import pytest
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 # bytes that a block may have
 SMALL = 99 * 1024  # on sm_86, sm_89 and sm_120, which run what is compiled for sm_80
+# of long sequences with few heads; wide heads in float32 would need more shared memory than many NVIDIA GPUs have
+OF_SEGMENTS = {"wkv7_segments_kernel", "wkv7_segments_backward_kernel", "wkv7_combine_kernel"}
 SHARED_MEMORY = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
 
 
@@ -70,7 +73,10 @@ def test_every_kernel_compiles(widths, targets):
 def test_every_launch_compiles(widths):
     dtypes = ("bfloat16", "float16", "float32")
     rows = compile_kernels("--every", "--dtypes", *dtypes, "--widths", *map(str, widths))
-    assert len(rows) == len(TARGETS) * len(dtypes) * 84
+    for target, dtype in itertools.product(TARGETS, dtypes):
+        compiled = {row["kernel"] for row in rows if (row["target"], row["dtype"]) == (target, dtype)}
+        in_one_piece = max(widths) > 64 and dtype == "float32" and target.startswith("sm_")
+        assert compiled == kernels_in_the_source() - (OF_SEGMENTS if in_one_piece else set())
     assert min(row["registers"] for row in rows) >= 16
     assert not [row for row in rows if row["shared"] > SHARED_MEMORY[row["target"]]]
     ampere = [row["shared"] for row in rows if (row["target"], row["dtype"]) == ("sm_80", "bfloat16")]
