@@ -47,8 +47,7 @@ def read_state(
     if overwrite_r and value_dim == n and may_be_overwritten(r):
         out = channels
     else:
-        out = empty_tokens_last(r, num_heads * value_dim).view(num_heads, value_dim, batch_size, length)
-        out = out.permute(2, 0, 1, 3)  # [B, H, V, T]
+        out = empty_heads(r, num_heads, value_dim)  # [B, H, V, T]
     if out.numel() == 0:
         return out.flatten(1, 2).mT
     products, centred = feature_map == QUADRATIC, norm_bias is not None
@@ -111,6 +110,11 @@ def empty_tokens_last(x: torch.Tensor, rows: int) -> torch.Tensor:
     """`[rows, B, T]` for tokens `[B, T, ...]`: those of all sequences in a row, one matrix for what projects them."""
     tokens = x.shape[:2].numel()
     return x.new_empty(rows, tokens + PADDING)[:, :tokens].unflatten(1, x.shape[:2])
+
+
+def empty_heads(x: torch.Tensor, num_heads: int, width: int) -> torch.Tensor:
+    """`[B, H, width, T]` of the same memory."""
+    return empty_tokens_last(x, num_heads * width).unflatten(0, (num_heads, width)).permute(2, 0, 1, 3)
 
 
 def part_of(scratch: torch.Tensor, block: torch.Tensor) -> tuple[slice, slice, slice]:

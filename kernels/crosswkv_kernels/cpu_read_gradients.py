@@ -19,7 +19,7 @@ import torch
 from .channel_features import gradient_of_products
 from .cpu_read import (
     blocks_of,
-    empty_tokens_last,
+    empty_heads,
     factors_of_columns,
     fill_circle,
     multiply_neighbours,
@@ -84,8 +84,7 @@ def gradients_of_read(
     centred = norm_weight is not None
     states = states_of_products(state.to(d_output.dtype), n, centred)
     d_states = torch.zeros_like(states)
-    d_channels = empty_tokens_last(d_output, num_heads * n).view(num_heads, n, batch_size, length)
-    d_channels = d_channels.permute(2, 0, 1, 3)  # [B, H, n, T]
+    d_channels = empty_heads(d_output, num_heads, n)  # [B, H, n, T]
     norm = None if norm_weight is None else Norm.of(norm_weight.to(d_output.dtype), num_heads, eps)
     of_norm = (None, None) if norm is None else (norm.d_weight.flatten(), norm.d_bias.flatten())
     if d_output.numel() == 0:

@@ -94,8 +94,7 @@ class PipelineBase:
         unet = self.pipeline.unet.config
         self.channels = unet.in_channels if self.pipeline.vae is None else self.pipeline.vae.config.in_channels
         self.multiple = factor * 2 ** (len(unet.block_out_channels) - 1)
-        size = unet.sample_size if isinstance(unet.sample_size, int | None) else max(unet.sample_size)
-        self.resolution = None if size is None else factor * size
+        self.resolution = resolution_of(self.pipeline)
 
     def start(self, captions: Callable[[], Iterable[str]], resolution: int, seed: int) -> Start:
         """Everything that training starts from; no captions are asked for."""
@@ -166,6 +165,13 @@ class ScratchBase:
         training, sampler = new_schedulers(settings, in_pixels=self.vae is None)
         models = Models(unet, text_encoder, tokenizer, training, ENDOFTEXT if prepend else "", self.vae)
         return Start(models, sampler, FROM_SCRATCH, False, resolution)
+
+
+def resolution_of(pipeline: DIR7Pipeline) -> int | None:
+    """In pixels, the longer side of what a pipeline draws by itself; None if its U-Net does not say."""
+    size = pipeline.unet.config.sample_size
+    longer = size if isinstance(size, int | None) else max(size)
+    return None if longer is None else pipeline.vae_scale_factor * longer
 
 
 def load_vae(place: str) -> diffusers.AutoencoderKL:

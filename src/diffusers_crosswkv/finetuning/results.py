@@ -10,7 +10,7 @@ from ..pipelines import DIR7Pipeline
 from ..pipelines.saving import save_whole
 from ..training import TrainingResult
 from ..training.denoiser import initial_prompt_state, lora_layers
-from .models import Start
+from .models import Start, resolution_of
 
 PIPELINE_DIR = "pipeline"
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -33,6 +33,7 @@ def result_path(output_dir: Path, weights: str) -> Path:
 def save_result(start: Start, trained: TrainingResult, weights: str, output_dir: Path, prompt: str) -> SavedResult:
     """Write what was trained, whole or not at all; on the main process alone, of a denoiser that is not sharded."""
     path = result_path(output_dir, weights)
+    resized = resolution_of(start.pipeline()) != start.resolution  # training was on images of another size
     if weights == "lora":
         with tempfile.TemporaryDirectory(dir=output_dir, prefix=".lora.") as folder:
             DIR7Pipeline.save_lora_weights(folder, unet_lora_layers=lora_layers(trained.denoiser))
@@ -41,24 +42,17 @@ def save_result(start: Start, trained: TrainingResult, weights: str, output_dir:
         initial_prompt_state(trained.denoiser).save(path)
     else:
         pipeline = dataclasses.replace(start, models=trained.models).pipeline()
-        if new_size(start):
+        if resized:
             pipeline.unet.register_to_config(sample_size=start.resolution // pipeline.vae_scale_factor)
         save_whole(pipeline, path)
-    return SavedResult(path, example(start, path, weights, prompt))
+    return SavedResult(path, example(start, path, weights, prompt, resized))
 
 
-def example(start: Start, path: Path, weights: str, prompt: str) -> str:
+def example(start: Start, path: Path, weights: str, prompt: str, resized: bool) -> str:
     """A command that draws with the result, in the size of training."""
-    size = ["--height", start.resolution, "--width", start.resolution] if new_size(start) else []
+    size = ["--height", start.resolution, "--width", start.resolution] if resized else []
     model = {
         "lora": ["--model", start.base_model, "--lora", path, *size],
         "state": ["--model", start.base_model, "--prompt-state", path, *size],
     }
     return shlex.join(map(str, ["python", "scripts/generate.py", *model.get(weights, ["--model", path]), prompt]))
-
-
-def new_size(start: Start) -> bool:
-    """Whether training was on images of another size than the pipeline draws by itself."""
-    size = start.models.unet.config.sample_size
-    largest = size if isinstance(size, int | None) else max(size)
-    return largest is None or start.pipeline().vae_scale_factor * largest != start.resolution

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import holds_something, write_json
+from .checkpoints import checkpoint_folders
 from .optimizers import OPTIMIZERS
 
 RUN_FILE = "training.json"
@@ -182,7 +183,7 @@ class TrainingConfig:
     @property
     def has_checkpoints(self) -> bool:
         """Whether there is a run to go on with: without one nothing would be lost by other settings."""
-        return any(self.checkpoints_dir.glob("*"))
+        return bool(checkpoint_folders(self.checkpoints_dir))
 
     def settings(self) -> dict[str, object]:
         """All values but the place, as they are stored in `training.json`."""
@@ -210,10 +211,10 @@ def check_output_dir(config: TrainingConfig) -> None:
     folder = Path(config.output_dir)
     run_file = folder / RUN_FILE
     if run_file.is_file():
-        renewed = RENEWABLE if config.resume_with_new_settings else ()
-        settings = {name: x for name, x in config.decisive_settings().items() if name not in renewed}
         if config.has_checkpoints:
-            check_stored_settings(run_file, settings)
+            renewed = RENEWABLE if config.resume_with_new_settings else ()
+            settings = config.decisive_settings()
+            check_stored_settings(run_file, {name: settings[name] for name in settings if name not in renewed})
     elif holds_something(folder):
         raise FileExistsError(
             f"`output_dir` must be new, empty, or a run to go on with, but {folder} holds something else; "

@@ -78,9 +78,7 @@ def make_lr_scheduler(config: TrainingConfig, optimizer: torch.optim.Optimizer) 
     )
 
 
-def move_to_step(
-    lr_scheduler: torch.optim.lr_scheduler.LRScheduler, weight_decays: Iterable[float], step: int
-) -> None:
+def move_to_step(lr_scheduler: LRScheduler, weight_decays: Iterable[float], step: int) -> None:
     """What rates and decays are at a step follows from the settings, not from what a checkpoint has of other ones.
 
     Args:

@@ -75,21 +75,19 @@ def test_files_of_dtypes_that_no_state_has(state, tmp_path, dtype):
         PromptState.load(path)
 
 
-def test_a_newer_format_is_named(state, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [
+        (4, "format 4, this version reads up to 3; upgrade"),
+        (2, "format 2, this version reads 3; encode the prompt again"),
+    ],
+)
+def test_another_format_is_named(state, tmp_path, monkeypatch, version, message):
     path = tmp_path / "prompt.safetensors"
-    monkeypatch.setattr("diffusers_crosswkv.models.prompt_state_file.FORMAT_VERSION", 4)
+    monkeypatch.setattr("diffusers_crosswkv.models.prompt_state_file.FORMAT_VERSION", version)
     state.save(path)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="format 4, this version reads up to 3; upgrade"):
-        PromptState.load(path)
-
-
-def test_an_older_format_is_named(state, tmp_path, monkeypatch):
-    path = tmp_path / "prompt.safetensors"
-    monkeypatch.setattr("diffusers_crosswkv.models.prompt_state_file.FORMAT_VERSION", 2)
-    state.save(path)
-    monkeypatch.undo()
-    with pytest.raises(ValueError, match="format 2, this version reads 3; encode the prompt again"):
+    with pytest.raises(ValueError, match=message):
         PromptState.load(path)
 
 

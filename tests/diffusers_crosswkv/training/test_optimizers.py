@@ -114,16 +114,22 @@ def test_an_optimizer_goes_on_from_tensors_and_json(name, tmp_path):
         assert torch.equal(mine, expected)
 
 
-@pytest.mark.parametrize("schedule", LR_SCHEDULERS)
-def test_schedules_warm_up_and_end(schedule):
-    settings = config(lr_scheduler=schedule, lr_warmup_steps=2)
+def rates_of(**settings):
+    """The learning rate of every step."""
+    settings = config(**settings)
     optimizer = make_optimizer(settings, nn.Linear(2, 2))
     lr_scheduler = make_lr_scheduler(settings, optimizer)
     rates = []
-    for _ in range(10):
+    for _ in range(settings.max_train_steps):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         lr_scheduler.step()
+    return rates
+
+
+@pytest.mark.parametrize("schedule", LR_SCHEDULERS)
+def test_schedules_warm_up_and_end(schedule):
+    rates = rates_of(lr_scheduler=schedule, lr_warmup_steps=2)
     assert max(rates) == 1e-2
     if schedule.startswith("constant"):
         assert rates[-1] == 1e-2
@@ -167,22 +173,11 @@ def test_the_rest_takes_the_steps_of_adamw():
     torch.testing.assert_close(mine, theirs)
 
 
-def rates_of(**settings):
-    settings = config(lr_warmup_steps=0, max_train_steps=12, **settings)
-    optimizer = make_optimizer(settings, nn.Linear(2, 2))
-    lr_scheduler = make_lr_scheduler(settings, optimizer)
-    rates = []
-    for _ in range(12):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        lr_scheduler.step()
-    return torch.tensor(rates)
-
-
 def test_restarts_and_powers():
-    cycle = rates_of(lr_scheduler="cosine_with_restarts", lr_num_cycles=3)
-    assert torch.equal(cycle[:4], cycle[4:8]) and torch.equal(cycle[:4], cycle[8:])
-    linear, square = (rates_of(lr_scheduler="polynomial", lr_power=power) for power in (1.0, 2.0))
+    cycle = rates_of(lr_scheduler="cosine_with_restarts", lr_num_cycles=3, max_train_steps=12)
+    assert cycle[:4] == cycle[4:8] == cycle[8:]
+    powers = (rates_of(lr_scheduler="polynomial", lr_power=power, max_train_steps=12) for power in (1.0, 2.0))
+    linear, square = map(torch.tensor, powers)
     torch.testing.assert_close(square, linear.square() / 1e-2, rtol=0, atol=1e-6)
 
 
